@@ -1,0 +1,74 @@
+r"""The degree of homogeneity of a model, measured by Euler's identity.
+
+For $\Phi(x; c\theta) = c^L \Phi(x; \theta)$, $\langle\theta, \nabla_\theta\Phi\rangle
+= L\,\Phi$ wherever the gradient exists. The test point is the initialisation shaken by
+noise of the same size: zero weights or zero biases would satisfy the identity emptily.
+"""
+
+import jax
+import jax.numpy as jnp
+
+_EXAMPLES = 32  # Euler's identity is tested on this many examples.
+
+
+def check_degree(outputs, theta, x, declared: float | None) -> float:
+    """Returns the degree, measured; raises if there is none or `declared` is wrong."""
+    degree, residual, tol = _measure(_probe(outputs, theta, x), jnp.ones_like(theta))
+    if residual > tol:
+        raise ValueError(
+            f"`model` is not homogeneous: Euler's identity fails by {residual:.1e} "
+            f"(relative) for the best degree {degree:.4g}. Biases and skip connections "
+            "do this; pass `homogeneous=False`, or remove them."
+        )
+    if declared is not None and abs(declared - degree) > tol * max(1.0, abs(degree)):
+        raise ValueError(
+            f"`degree={declared}` was declared, but the model's degree measured by "
+            f"Euler's identity is {degree:.6g}: leave `degree` out, or pass that."
+        )
+    degree = _rounded(degree, tol) if declared is None else float(declared)
+    if degree < 0:
+        raise ValueError(f"`model` is homogeneous of negative degree {degree:.4g}.")
+    return degree
+
+
+def measured_layer_degrees(outputs, theta, x, layout) -> tuple[float | None, ...]:
+    """Degree in each trained array alone, `None` where Euler's identity fails."""
+    positions = jnp.arange(theta.size)
+    degrees = []
+    probe = _probe(outputs, theta, x)
+    for start, stop in zip(layout.offsets[:-1], layout.offsets[1:]):
+        mask = ((positions >= start) & (positions < stop)).astype(theta.dtype)
+        degree, residual, tol = _measure(probe, mask)
+        degrees.append(None if residual > tol else _rounded(degree, tol))
+    return tuple(degrees)
+
+
+def _probe(outputs, theta, x):
+    """Compiled once: mask -> outputs and their derivative along the masked theta."""
+    theta, x = _shaken(theta), x[:_EXAMPLES]
+
+    @jax.jit
+    def probe(mask):
+        return jax.jvp(lambda t: outputs(t, x), (theta,), (theta * mask,))
+
+    return probe
+
+
+def _measure(probe, mask):
+    value, radial = (out.ravel() for out in probe(mask))
+    size = float(jnp.vdot(value, value))
+    degree = float(jnp.vdot(value, radial)) / size if size > 0 else 0.0
+    scale = float(jnp.linalg.norm(value)) * max(1.0, abs(degree))
+    residual = float(jnp.linalg.norm(radial - degree * value)) / scale if scale else 0.0
+    return degree, residual, float(jnp.finfo(value.dtype).eps) ** 0.6
+
+
+def _shaken(theta):
+    size = jnp.sqrt(jnp.mean(theta**2))
+    size = jnp.where(size > 0, size, 1)
+    noise = jax.random.normal(jax.random.key(0), theta.shape, theta.dtype)
+    return theta + size * noise
+
+
+def _rounded(degree, tol):
+    return float(round(degree)) if abs(degree - round(degree)) < tol else degree

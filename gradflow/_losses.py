@@ -1,0 +1,188 @@
+"""Exponential-type losses, evaluated in the log domain.
+
+A loss sees the network's output for one example, reduces it to a *margin*, and gives
+`ln l(margin)`. The risk itself is never formed: at margin 800 it is zero in float64,
+while its logarithm and the logarithm's derivative keep full precision.
+"""
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import logsumexp
+from jaxtyping import Array, Float, Integer
+
+
+class AbstractLoss(eqx.Module):
+    r"""A decreasing loss $\ell(p)$ of the margin $p$, given through its logarithm.
+
+    A new loss implements these methods; everything else (risk, weights, smoothed
+    margin, dual variables) follows from them.
+    """
+
+    @abc.abstractmethod
+    def log_loss(self, p: Float[Array, "..."]) -> Float[Array, "..."]:
+        r"""$\ln\ell(p)$, elementwise; differentiable twice without cancellation."""
+
+    @abc.abstractmethod
+    def log_slope(self, p: Float[Array, "..."]) -> Float[Array, "..."]:
+        r"""$-\tfrac{d}{dp}\ln\ell(p) = -\ell'(p)/\ell(p) > 0$, elementwise."""
+
+    @abc.abstractmethod
+    def inverse(self, log_risk: Float[Array, "..."]) -> Float[Array, "..."]:
+        r"""The smoothed margin $\alpha = \ell^{-1}(e^{\text{log\_risk}})$."""
+
+    def margin(
+        self, output: Float[Array, "..."], label: Float[Array, ""] | Integer[Array, ""]
+    ) -> Float[Array, ""]:
+        r"""The hard margin of one example; homogeneous wherever the output is."""
+        return label * jnp.reshape(output, ())
+
+    def soft_margin(
+        self, output: Float[Array, "..."], label: Float[Array, ""] | Integer[Array, ""]
+    ) -> Float[Array, ""]:
+        r"""The margin that enters $\ell$; the hard one except for several classes."""
+        return self.margin(output, label)
+
+    def labels(self, y: Array, output_shape: tuple[int, ...], dtype) -> Array:
+        r"""Checks labels and output shape for this loss; returns labels as stored."""
+        return binary_labels(y, output_shape, type(self).__name__, dtype)
+
+
+def binary_labels(y: Array, output_shape: tuple[int, ...], name: str, dtype) -> Array:
+    """Checks that `y` holds -1 and +1 and that the output is one number."""
+    if output_shape not in ((), (1,)):
+        raise ValueError(
+            f"`model` returns shape {output_shape} for one example, but `{name}()` "
+            "needs one number, shape () or (1,). For several classes pass integer "
+            "labels and `loss=CrossEntropy()`."
+        )
+    values = set(jnp.unique(y).tolist())
+    if values <= {0, 1} and 0 in values:
+        raise ValueError(
+            f"`y` holds {sorted(values)}, but a binary loss needs labels -1 and +1: "
+            "pass `2 * y - 1`, or a model with one output per class for cross-entropy."
+        )
+    if not values <= {-1, 1}:
+        raise ValueError(
+            f"`y` holds {sorted(values)[:5]}, but `{name}()` needs labels -1 and +1."
+        )
+    return jnp.asarray(y, dtype)
+
+
+class Exponential(AbstractLoss):
+    r"""$\ell(p) = e^{-p}$. Source: Ji and Telgarsky, Section 2."""
+
+    def log_loss(self, p):
+        return -p
+
+    def log_slope(self, p):
+        return jnp.ones_like(p)
+
+    def inverse(self, log_risk):
+        return -log_risk
+
+
+@jax.custom_jvp
+def _log_softplus_neg(p):
+    # ln ln(1 + e^-p). For p > 0 as -p + ln(ln(1 + e)/e) with e = e^-p, where the
+    # second term tends to zero and has no cancellation.
+    e = jnp.exp(-jnp.abs(p))
+    safe = jnp.where(e > 0, e, 1)
+    tail = jnp.where(e > 0, jnp.log(jnp.log1p(safe) / safe), 0)
+    return jnp.where(p > 0, -p + tail, jnp.log(jnp.log1p(e) + jnp.maximum(-p, 0)))
+
+
+def _logistic_log_slope(p):
+    # sigmoid(-p) / softplus(-p); for p > 0 as (e / ln(1 + e)) / (1 + e).
+    # Each branch sees only its own side, so that neither poisons the derivative.
+    e = jnp.exp(-jnp.maximum(p, 0))
+    safe = jnp.where(e > 0, e, 1)
+    right = jnp.where(e > 0, safe / jnp.log1p(safe), 1) / (1 + e)
+    negative = jnp.minimum(p, 0)
+    e = jnp.exp(negative)
+    left = 1 / ((1 + e) * (jnp.log1p(e) - negative))
+    return jnp.where(p > 0, right, left)
+
+
+@_log_softplus_neg.defjvp
+def _(primals, tangents):
+    (p,), (dp,) = primals, tangents
+    return _log_softplus_neg(p), -_logistic_log_slope(p) * dp
+
+
+def _inverse_logistic(log_risk):
+    # -ln(e^r - 1) with r = e^log_risk: for small r this is -log_risk - ln((e^r-1)/r),
+    # for large r it is -r - ln(1 - e^-r).
+    r = jnp.exp(jnp.minimum(log_risk, 0))
+    safe = jnp.where(r > 0, r, 1)
+    small = -log_risk - jnp.where(r > 0, jnp.log(jnp.expm1(safe) / safe), 0)
+    r = jnp.exp(jnp.maximum(log_risk, 0))
+    large = -r - jnp.log(-jnp.expm1(-r))
+    return jnp.where(log_risk > 0, large, small)
+
+
+class Logistic(AbstractLoss):
+    r"""$\ell(p) = \ln(1 + e^{-p})$. Source: Ji and Telgarsky, Section 2.
+
+    The smoothed margin is $\ell^{-1}(L) = -\ln(e^L - 1)$; it is $-\infty$ once the
+    risk itself overflows (log risk above 709 in float64, 88 in float32).
+    """
+
+    def log_loss(self, p):
+        return _log_softplus_neg(p)
+
+    def log_slope(self, p):
+        return _logistic_log_slope(p)
+
+    def inverse(self, log_risk):
+        return _inverse_logistic(log_risk)
+
+
+class CrossEntropy(AbstractLoss):
+    r"""Softmax cross-entropy for integer labels, as the logistic loss of a soft margin.
+
+    With $s_j = \Phi_y - \Phi_j$ the soft margin is
+    $\tilde q = -\ln\sum_{j\ne y} e^{-s_j}$, the loss $\ln(1 + e^{-\tilde q})$ and the
+    hard margin $\min_{j\ne y} s_j$; they satisfy
+    $\text{hard} - \ln(C - 1) \le \tilde q \le \text{hard}$.
+
+    **Source:** Lyu and Li, Appendix G.
+    """
+
+    def log_loss(self, p):
+        return _log_softplus_neg(p)
+
+    def log_slope(self, p):
+        return _logistic_log_slope(p)
+
+    def inverse(self, log_risk):
+        return _inverse_logistic(log_risk)
+
+    def margin(self, output, label):
+        others = jnp.arange(output.shape[0]) != label
+        return output[label] - jnp.max(jnp.where(others, output, -jnp.inf))
+
+    def soft_margin(self, output, label):
+        others = jnp.arange(output.shape[0]) != label
+        gaps = jnp.where(others, output - output[label], -jnp.inf)
+        return -logsumexp(gaps)
+
+    def labels(self, y, output_shape, dtype):
+        del dtype
+        if len(output_shape) != 1 or output_shape[0] < 2:
+            raise ValueError(
+                f"`model` returns shape {output_shape} for one example, but "
+                "`CrossEntropy()` needs (classes,) with at least two classes. For one "
+                "output pass labels -1 and +1."
+            )
+        if not bool(jnp.all(y == jnp.round(y))):
+            raise ValueError("`y` must hold whole numbers for `CrossEntropy()`.")
+        low, high = int(jnp.min(y)), int(jnp.max(y))
+        if low < 0 or high >= output_shape[0]:
+            raise ValueError(
+                f"`y` holds classes {low} to {high}, but `model` has {output_shape[0]} "
+                f"outputs: labels must lie in 0, ..., {output_shape[0] - 1}."
+            )
+        return jnp.asarray(y, jnp.int32)

@@ -1,0 +1,73 @@
+"""Trained parameters as one flat vector, and constants that are never trained."""
+
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Float, PyTree
+
+
+class Fixed(eqx.Module):
+    """A constant inside a model (say, fixed output signs): never trained.
+
+    It does not count towards the parameter norm either. Read it through `.value`.
+    """
+
+    value: Array
+
+
+class Layout(eqx.Module):
+    """Where each trained array lies in the flat vector; hashable, holds no arrays.
+
+    **Attributes:** `names` (paths such as `layers[0].weight`), `shapes`, `offsets`
+    (one more than there are arrays; array `j` is `theta[offsets[j]:offsets[j + 1]]`).
+    """
+
+    names: tuple[str, ...] = eqx.field(static=True)
+    shapes: tuple[tuple[int, ...], ...] = eqx.field(static=True)
+    dtypes: tuple[Any, ...] = eqx.field(static=True)
+    offsets: tuple[int, ...] = eqx.field(static=True)
+    treedef: Any = eqx.field(static=True)
+
+    @staticmethod
+    def of(params: PyTree) -> tuple["Layout", Float[Array, " k"]]:
+        """The layout of a tree of parameters, and their flat vector."""
+        leaves, treedef = jtu.tree_flatten_with_path(params)
+        if not leaves:
+            raise ValueError(
+                "`model` has no trainable parameters: pass `trainable=` to choose them."
+            )
+        names = tuple(jtu.keystr(path).lstrip(".") for path, _ in leaves)
+        arrays = [leaf for _, leaf in leaves]
+        offsets = [0]
+        for array in arrays:
+            offsets.append(offsets[-1] + array.size)
+        layout = Layout(
+            names,
+            tuple(a.shape for a in arrays),
+            tuple(a.dtype for a in arrays),
+            tuple(offsets),
+            treedef,
+        )
+        return layout, layout.ravel(params)
+
+    def ravel(self, params: PyTree) -> Float[Array, " k"]:
+        """The flat vector of a tree of this layout."""
+        arrays = self.treedef.flatten_up_to(params)
+        dtype = jnp.result_type(*self.dtypes)
+        return jnp.concatenate([jnp.ravel(a).astype(dtype) for a in arrays])
+
+    def split(self, theta: Float[Array, " k"]) -> list[Array]:
+        """The arrays inside `theta`, in order."""
+        return [
+            jax.lax.slice_in_dim(theta, start, start + math.prod(shape)).reshape(shape)
+            for start, shape in zip(self.offsets, self.shapes)
+        ]
+
+    def unravel(self, theta: Float[Array, " k"]) -> PyTree:
+        """The tree of parameters inside `theta`, each in the dtype it came with."""
+        arrays = [a.astype(d) for a, d in zip(self.split(theta), self.dtypes)]
+        return jtu.tree_unflatten(self.treedef, arrays)

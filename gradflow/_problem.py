@@ -1,0 +1,253 @@
+"""A classification problem: model, data and loss, seen as functions of flat parameters."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import logsumexp
+from jaxtyping import Array, Float, PyTree
+
+from ._homogeneity import check_degree, measured_layer_degrees
+from ._losses import AbstractLoss, CrossEntropy, Logistic
+from ._parameters import Fixed, Layout
+
+
+class Problem(eqx.Module):
+    r"""Everything that defines a gradient flow: model, data, loss.
+
+    Parameters are one flat vector `theta` of shape `(k,)`; `problem.model(theta)`
+    gives the module back. All methods are pure and may be jitted, vmapped over `theta`
+    and differentiated. With $p_i$ the margin of example $i$ and
+    $L = \sum_i \ell(p_i)$ (a sum, not a mean), everything is computed from
+    $\ln L$, so nothing underflows.
+
+    **Arguments:**
+
+    - `model`: an Equinox module called as `model(x_i)`, returning one number (labels
+        -1 and +1) or one per class (integer labels). Examples are mapped by
+        `jax.vmap(model, axis_name="batch")`.
+    - `x`: floating point, shape `(n, ...)`, one row per example.
+    - `y`: shape `(n,)`, -1 and +1, or classes 0, ..., C - 1.
+    - `loss`: by default `Logistic()` or `CrossEntropy()`, as the labels are.
+    - `degree`: degree of homogeneity $L$, $\Phi(x; c\theta) = c^L\Phi(x; \theta)$.
+        Measured by Euler's identity when not given, checked when given.
+    - `homogeneous`: pass `False` for a model that is not homogeneous; `degree` is then
+        `None` and quantities that need it are absent.
+    - `trainable`: which leaves of `model` are trained; `gf.models.Fixed` never is.
+    - `batch_size`: evaluate the risk over so many examples at a time, which bounds the
+        memory; results agree with the whole batch to rounding. All at once by default.
+
+    **Attributes:** `theta` (initial parameters), `x`, `y`, `loss`, `degree`,
+    `layer_degrees` (degree in each trained array separately, or `None` where the model
+    is not homogeneous in it), `layout` (names, shapes and offsets of the arrays).
+
+    **Raises:** `ValueError` for inconsistent data, labels or degree, each naming the
+    argument, the value and the remedy.
+    """
+
+    theta: Float[Array, " k"]
+    frozen: PyTree
+    x: Array
+    y: Array
+    loss: AbstractLoss
+    layout: Layout
+    degree: float | None = eqx.field(static=True)
+    layer_degrees: tuple[float | None, ...] = eqx.field(static=True)
+    batch_size: int | None = eqx.field(static=True)
+
+    def __init__(
+        self,
+        model: eqx.Module,
+        x: Any,
+        y: Any,
+        *,
+        loss: AbstractLoss | None = None,
+        degree: float | None = None,
+        homogeneous: bool = True,
+        trainable: Callable[[Any], bool] = eqx.is_inexact_array,
+        batch_size: int | None = None,
+    ):
+        if not callable(model):
+            raise ValueError(f"`model` must be callable on one example; got {model!r}.")
+        x, y = _checked_data(x, y)
+        params, self.frozen = eqx.partition(
+            model, trainable, is_leaf=lambda leaf: isinstance(leaf, Fixed)
+        )
+        self.layout, self.theta = Layout.of(params)
+        if not bool(jnp.all(jnp.isfinite(self.theta))):
+            raise ValueError(
+                f"`model` has {int(jnp.sum(~jnp.isfinite(self.theta)))} parameters that "
+                "are NaN or infinite; check its initialisation."
+            )
+        output = _output_shape(model, x)
+        if loss is None:
+            loss = Logistic() if output in ((), (1,)) else CrossEntropy()
+        if not isinstance(loss, AbstractLoss):
+            raise ValueError(
+                f"`loss` must be a gradflow loss such as `gf.Logistic()`; got {loss!r}."
+            )
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"`batch_size` must be positive; got {batch_size}.")
+        self.loss = loss
+        self.x = x
+        self.y = loss.labels(y, output, self.theta.dtype)
+        self.batch_size = None if batch_size is None else min(batch_size, len(x))
+        if homogeneous:
+            self.degree = check_degree(self._outputs_of, self.theta, x, degree)
+            self.layer_degrees = measured_layer_degrees(
+                self._outputs_of, self.theta, x, self.layout
+            )
+        else:
+            if degree is not None:
+                raise ValueError(
+                    f"`degree={degree}` was given with `homogeneous=False`: leave one out."
+                )
+            self.degree = None
+            self.layer_degrees = (None,) * len(self.layout.names)
+
+    @property
+    def n(self) -> int:
+        """Number of examples."""
+        return self.x.shape[0]
+
+    @property
+    def k(self) -> int:
+        """Number of trained parameters."""
+        return self.theta.shape[0]
+
+    def model(self, theta: Float[Array, " k"]) -> Any:
+        """The module with parameters `theta`."""
+        return eqx.combine(
+            self.layout.unravel(theta),
+            self.frozen,
+            is_leaf=lambda leaf: isinstance(leaf, Fixed),
+        )
+
+    def theta_of(self, model: Any) -> Float[Array, " k"]:
+        """The flat parameters of a module built like this problem's model."""
+        params, _ = eqx.partition(
+            model,
+            eqx.is_inexact_array,
+            is_leaf=lambda leaf: isinstance(leaf, Fixed),
+        )
+        return self.layout.ravel(params)
+
+    def _outputs_of(self, theta, x):
+        return jax.vmap(self.model(theta), axis_name="batch")(x)
+
+    def outputs(self, theta: Float[Array, " k"]) -> Float[Array, "n ..."]:
+        """The network's output for each example, shape `(n,)` or `(n, classes)`."""
+        return self._map(lambda x, y: self._outputs_of(theta, x))
+
+    def margins(self, theta: Float[Array, " k"]) -> Float[Array, " n"]:
+        """Hard margins, shape `(n,)`: `y * output`, or true class minus best other."""
+        return self._map(
+            lambda x, y: jax.vmap(self.loss.margin)(self._outputs_of(theta, x), y)
+        )
+
+    def soft_margins(self, theta: Float[Array, " k"]) -> Float[Array, " n"]:
+        """The margins that enter the loss; equal to `margins` for two classes."""
+        return self._map(lambda x, y: self._soft_margins_of(theta, x, y))
+
+    def _soft_margins_of(self, theta, x, y):
+        return jax.vmap(self.loss.soft_margin)(self._outputs_of(theta, x), y)
+
+    def _log_risk_of(self, theta, x, y, log_mask):
+        return logsumexp(self.loss.log_loss(self._soft_margins_of(theta, x, y)) + log_mask)
+
+    def log_risk(self, theta: Float[Array, " k"]) -> Float[Array, ""]:
+        r"""$\ln L(\theta)$, the log of the summed loss."""
+        return logsumexp(self.loss.log_loss(self.soft_margins(theta)))
+
+    def log_risk_and_direction(
+        self, theta: Float[Array, " k"]
+    ) -> tuple[Float[Array, ""], Float[Array, " k"]]:
+        r"""$\ln L$ and the ascent direction $G = -\nabla\ln L$; one gradient evaluation.
+
+        With `batch_size` the gradients of the batches' own log risks are combined with
+        weights $L_b / L$, so a batch is visited once and nothing is stored per example.
+        """
+        if self.batch_size is None:
+            zero = jnp.zeros((), theta.dtype)
+            value, grad = jax.value_and_grad(self._log_risk_of)(
+                theta, self.x, self.y, zero
+            )
+            return value, -grad
+        xs, ys, log_mask = self._batches()
+
+        def combine(carry, batch):
+            total, grad = carry
+            value, batch_grad = jax.value_and_grad(self._log_risk_of)(theta, *batch)
+            new = jnp.logaddexp(total, value)
+            grad = jnp.exp(total - new) * grad + jnp.exp(value - new) * batch_grad
+            return (new, grad), None
+
+        start = jax.value_and_grad(self._log_risk_of)(theta, xs[0], ys[0], log_mask[0])
+        (value, grad), _ = jax.lax.scan(
+            combine, start, (xs[1:], ys[1:], log_mask[1:])
+        )
+        return value, -grad
+
+    def _batches(self):
+        size = self.batch_size
+        count = math.ceil(self.n / size)
+        # The last batch is filled up with copies of the first example at weight zero.
+        index = np.arange(count * size)
+        log_mask = jnp.where(index < self.n, 0.0, -jnp.inf).astype(self.theta.dtype)
+        index = np.where(index < self.n, index, 0).reshape(count, size)
+        return self.x[index], self.y[index], log_mask.reshape(count, size)
+
+    def _map(self, function):
+        if self.batch_size is None:
+            return function(self.x, self.y)
+        xs, ys, _ = self._batches()
+        out = jax.lax.map(lambda batch: function(*batch), (xs, ys))
+        return out.reshape(-1, *out.shape[2:])[: self.n]
+
+
+def _checked_data(x, y) -> tuple[Array, Array]:
+    x, y = (value if isinstance(value, jax.Array) else np.asarray(value) for value in (x, y))
+    if x.ndim == 0 or x.shape[0] == 0:
+        raise ValueError(f"`x` is empty: shape {x.shape}. Pass at least one example.")
+    if y.shape != x.shape[:1]:
+        raise ValueError(
+            f"`x` has {x.shape[0]} examples, but `y` has shape {y.shape}: "
+            f"expected ({x.shape[0]},)."
+        )
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"`x` has dtype {x.dtype}: convert it, for example `x.astype('float64')`, "
+            "and scale it to the range that you mean."
+        )
+    if not np.all(np.isfinite(np.asarray(x))):
+        bad = np.unique(np.argwhere(~np.isfinite(np.asarray(x)))[:, 0])
+        raise ValueError(
+            f"`x` is NaN or infinite in {len(bad)} examples (first: {bad[0]}): "
+            "remove or impute them."
+        )
+    if not np.all(np.isfinite(np.asarray(y))):
+        raise ValueError("`y` holds NaN or infinity: remove those examples.")
+    if len(np.unique(np.asarray(y))) == 1 and len(y) > 1:
+        raise ValueError(
+            f"`y` holds one class only ({np.asarray(y)[0]}) in {len(y)} examples: there "
+            "is nothing to separate."
+        )
+    return jnp.asarray(x), jnp.asarray(y)
+
+
+def _output_shape(model, x) -> tuple[int, ...]:
+    try:
+        out = eqx.filter_eval_shape(
+            lambda x: jax.vmap(model, axis_name="batch")(x), x[:2]
+        )
+    except Exception as error:
+        raise ValueError(
+            f"`model` could not be called on one example of shape {x.shape[1:]}: {error}"
+        ) from error
+    if not hasattr(out, "shape"):
+        raise ValueError(f"`model` must return one array for one example; got {out!r}.")
+    return out.shape[1:]
