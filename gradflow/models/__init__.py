@@ -1,0 +1,27 @@
+"""Homogeneous models, their layers and activations, as Equinox modules."""
+
+from .activations import (
+    AbstractActivation as AbstractActivation,
+    Identity as Identity,
+    LeakyReLU as LeakyReLU,
+    Power as Power,
+    PowerReLU as PowerReLU,
+    ReLU as ReLU,
+    Scale as Scale,
+    SmoothAbs as SmoothAbs,
+    SmoothLeakyReLU as SmoothLeakyReLU,
+    SmoothReLU as SmoothReLU,
+)
+from .dense import (
+    DeepLinear as DeepLinear,
+    Linear as Linear,
+    MLP as MLP,
+    TwoLayer as TwoLayer,
+)
+from .layers import (
+    AbstractLayer as AbstractLayer,
+    Dense as Dense,
+    Flatten as Flatten,
+    Sequential as Sequential,
+    Signal as Signal,
+)
