@@ -1,0 +1,17 @@
+"""Settings under which every test runs; `gradflow` itself is imported only by tests.
+
+Importing it here would come before jaxtyping's import hook, which the option
+`--jaxtyping-packages` installs and which checks shapes at every call.
+"""
+
+import os
+
+# Before matplotlib is imported anywhere, in notebooks' kernels and subprocesses too.
+os.environ["MPLBACKEND"] = "Agg"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax  # noqa: E402
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -1,0 +1,17 @@
+"""What several test files share: lists to parametrize over, and tiny problems."""
+
+import gradflow as gf
+import jax.numpy as jnp
+import numpy as np
+
+LOSSES = [gf.Exponential(), gf.Logistic(), gf.CrossEntropy()]
+BINARY_LOSSES = [gf.Exponential(), gf.Logistic()]
+
+
+def separable(n=8, d=3, seed=0):
+    """Points with labels +-1 that a line through the origin separates."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, d))
+    y = np.where(np.arange(n) % 2 == 0, 1.0, -1.0)
+    x[:, 0] = y * (0.5 + np.abs(x[:, 0]))
+    return jnp.asarray(x), jnp.asarray(y)
