@@ -1,6 +1,6 @@
 """Gradient flow of homogeneous networks in log-risk time."""
 
-from . import models as models
+from . import models as models, solvers as solvers
 from ._losses import (
     AbstractLoss as AbstractLoss,
     CrossEntropy as CrossEntropy,

@@ -1,0 +1,9 @@
+"""Stiff solvers, usable in `diffrax.diffeqsolve` on any ordinary differential equation.
+
+Beyond Diffrax's interface each has `counts(solver_state)`, the work done so far, and
+`rejected(before, after)`, the solver state to go on with after a rejected step.
+"""
+
+from .chebyshev import RKC2 as RKC2
+from .choice import choose as choose
+from .rosenbrock import Rodas5P as Rodas5P
