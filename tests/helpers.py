@@ -1,8 +1,9 @@
 """What several test files share: lists to parametrize over, and tiny problems."""
 
-import gradflow as gf
 import jax.numpy as jnp
 import numpy as np
+
+import gradflow as gf
 
 LOSSES = [gf.Exponential(), gf.Logistic(), gf.CrossEntropy()]
 BINARY_LOSSES = [gf.Exponential(), gf.Logistic()]
