@@ -23,26 +23,33 @@ def safe_sqrt(x: Float[Array, "..."]) -> Float[Array, "..."]:
 class Scale(eqx.Module):
     r"""The natural size of preactivations, homogeneous in the weights as they are.
 
-    $\lVert w\rVert \sqrt{\lVert h\rVert^2 + \delta^2 \text{reference}^2}$ bounds
-    $\langle w, h\rangle$. Each attribute broadcasts against the preactivations.
+    A neuron with weights $w$ that reads $h$ has $|\langle w, h\rangle| \le
+    \lVert w\rVert \lVert h\rVert$. Convolutions have one $h$ for each position, and
+    channels last.
 
     **Attributes:**
 
-    - `weight`: $\lVert w\rVert$, one per neuron or channel.
-    - `inputs`: $\lVert h\rVert^2$, the squared norm of what the neuron reads.
-    - `reference`: $\lVert x\rVert^2 \prod_l \lVert W_l\rVert^2 / \text{width}_l$ over
-        the layers before, one number per example: what $\lVert h\rVert^2$ would be
-        if the activations before had not cut it. It is positive where
-        $\lVert h\rVert$ vanishes because every neuron before is off.
+    - `weight`: $\lVert w\rVert$, shape `(channels,)`.
+    - `inputs`: $\lVert h\rVert^2$, shape `positions`: `()` for a dense layer.
+    - `reference`: a number, $\lVert x\rVert^2 \prod_l \lVert W_l\rVert^2 /
+        \text{width}_l$ over the layers before: what $\lVert h\rVert^2$ would be if
+        the activations before had not cut it. It is positive also where $h$ vanishes
+        because every neuron before is off.
     """
 
-    weight: Float[Array, "..."]
-    inputs: Float[Array, "..."]
-    reference: Float[Array, "..."]
+    weight: Float[Array, " channels"]
+    inputs: Float[Array, "*positions"]
+    reference: Float[Array, ""]
 
-    def size(self, delta: float) -> Float[Array, "..."]:
-        r"""$\lVert w\rVert\sqrt{\lVert h\rVert^2 + \delta^2\,\text{reference}}$."""
-        return self.weight * safe_sqrt(self.inputs + delta**2 * self.reference)
+    def band(
+        self, eps: float | int, delta: float | int
+    ) -> Float[Array, "*positions channels"]:
+        r"""$\varepsilon\lVert w\rVert
+        \sqrt{\lVert h\rVert^2 + \delta^2\,\text{reference}}$, as preactivations."""
+        norm = safe_sqrt(self.inputs + delta**2 * self.reference)
+        # A matrix product, because its derivatives are too: the sums over examples
+        # that a broadcast product leads to cost more than the activation itself.
+        return norm[..., None] @ (eps * self.weight)[None]
 
 
 @jax.custom_jvp
@@ -60,12 +67,26 @@ def smooth_relu(z: Float[Array, "..."], r: Float[Array, "..."]) -> Float[Array, 
     return z * slope + r * bump
 
 
+@jax.custom_jvp
 def _partials(z, r):
-    positive = r > 0
-    u = z / jnp.where(positive, r, 1)
-    u = jnp.where(positive, jnp.clip(u, -1, 1), jnp.sign(z))
+    u = _band_coordinate(z, r)
     square = u * u
     return 0.5 + u * (0.75 - 0.25 * square), 0.1875 * (1 - square) ** 2
+
+
+@_partials.defjvp
+def _(primals, tangents):
+    z, r = primals
+    dz, dr = tangents
+    u = _band_coordinate(z, r)
+    curvature = jnp.where(r > 0, 0.75 * (1 - u * u) / jnp.where(r > 0, r, 1), 0)
+    dslope = curvature * (dz - u * dr)
+    return _partials(z, r), (dslope, -u * dslope)
+
+
+def _band_coordinate(z, r):
+    # z / r clipped to [-1, 1]; the sign of z where r = 0.
+    return jnp.clip(z / jnp.maximum(r, jnp.finfo(r.dtype).tiny), -1, 1)
 
 
 @smooth_relu.defjvp
@@ -85,7 +106,7 @@ def _two_slopes(z, scale, eps, delta, left):
             f"A smoothed activation (eps={eps}) needs `scale`: put it behind a layer "
             "with weights, or call it with a `gf.models.Scale`."
         )
-    relu = smooth_relu(z, jnp.broadcast_to(eps * scale.size(delta), z.shape))
+    relu = smooth_relu(z, scale.band(eps, delta))
     return relu if left == 0 else left * z + (1 - left) * relu
 
 
@@ -107,7 +128,7 @@ class AbstractActivation(eqx.Module):
 
     @property
     @abc.abstractmethod
-    def degree(self) -> float:
+    def degree(self) -> float | int:
         """Degree of homogeneity."""
 
 
@@ -138,7 +159,7 @@ class ReLU(AbstractActivation):
 class LeakyReLU(AbstractActivation):
     """z above zero, `slope * z` below and at zero (where the derivative is `slope`)."""
 
-    slope: float = eqx.field(static=True, default=0.01)
+    slope: float | int = eqx.field(static=True, default=0.01)
 
     def __call__(self, z, scale=None):
         del scale
@@ -152,7 +173,7 @@ class LeakyReLU(AbstractActivation):
 class PowerReLU(AbstractActivation):
     """max(0, z) to the power `k` >= 1; `k = 2` has locally Lipschitz gradients."""
 
-    k: float = eqx.field(static=True, default=2)
+    k: float | int = eqx.field(static=True, default=2)
 
     def __check_init__(self):
         if not (self.k >= 1 and math.isfinite(self.k)):
@@ -200,8 +221,8 @@ class SmoothReLU(AbstractActivation):
     It differs from ReLU by at most $\tfrac{3}{16} r$; `eps = 0` is ReLU.
     """
 
-    eps: float = eqx.field(static=True)
-    delta: float = eqx.field(static=True, default=0.1)
+    eps: float | int = eqx.field(static=True)
+    delta: float | int = eqx.field(static=True, default=0.1)
 
     def __check_init__(self):
         _check_smoothing(self.eps, self.delta)
@@ -217,9 +238,9 @@ class SmoothReLU(AbstractActivation):
 class SmoothLeakyReLU(AbstractActivation):
     """LeakyReLU smoothed as in `SmoothReLU`; `eps = 0` is LeakyReLU."""
 
-    eps: float = eqx.field(static=True)
-    slope: float = eqx.field(static=True, default=0.01)
-    delta: float = eqx.field(static=True, default=0.1)
+    eps: float | int = eqx.field(static=True)
+    slope: float | int = eqx.field(static=True, default=0.01)
+    delta: float | int = eqx.field(static=True, default=0.1)
 
     def __check_init__(self):
         _check_smoothing(self.eps, self.delta)
@@ -235,8 +256,8 @@ class SmoothLeakyReLU(AbstractActivation):
 class SmoothAbs(AbstractActivation):
     """|z| smoothed as in `SmoothReLU`; `eps = 0` is |z|, with derivative -1 at 0."""
 
-    eps: float = eqx.field(static=True)
-    delta: float = eqx.field(static=True, default=0.1)
+    eps: float | int = eqx.field(static=True)
+    delta: float | int = eqx.field(static=True, default=0.1)
 
     def __check_init__(self):
         _check_smoothing(self.eps, self.delta)

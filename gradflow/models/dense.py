@@ -40,7 +40,7 @@ class Linear(eqx.Module):
         classes: int = 1,
         *,
         key: PRNGKeyArray | None = None,
-        scale: float = 1.0,
+        scale: float | int = 1.0,
     ):
         _check_widths((d, classes))
         if key is None:
@@ -50,7 +50,7 @@ class Linear(eqx.Module):
 
     def __call__(self, x: Float[Array, " d"]) -> Float[Array, "..."]:
         """The output for one example, shape `()` or `(classes,)`."""
-        z = self.weight @ x
+        z = x @ self.weight.T
         return z[0] if len(z) == 1 else z
 
 
@@ -80,7 +80,7 @@ class MLP(eqx.Module):
         activation: AbstractActivation = ReLU(),
         *,
         key: PRNGKeyArray,
-        scale: float = 1.0,
+        scale: float | int = 1.0,
     ):
         _check_widths(widths)
         keys = jax.random.split(key, len(widths) - 1)
@@ -102,7 +102,9 @@ class DeepLinear(eqx.Module):
 
     layers: tuple[Dense, ...]
 
-    def __init__(self, widths: Sequence[int], *, key: PRNGKeyArray, scale: float = 1.0):
+    def __init__(
+        self, widths: Sequence[int], *, key: PRNGKeyArray, scale: float | int = 1.0
+    ):
         self.layers = MLP(widths, Identity(), key=key, scale=scale).layers
 
     def __call__(self, x: Float[Array, " d"]) -> Float[Array, "..."]:
@@ -140,7 +142,7 @@ class TwoLayer(eqx.Module):
         activation: AbstractActivation = PowerReLU(2),
         *,
         key: PRNGKeyArray,
-        scale: float = 1.0,
+        scale: float | int = 1.0,
         train_outer: bool = False,
         mean_field: bool = False,
     ):

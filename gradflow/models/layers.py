@@ -90,7 +90,7 @@ def output(signal: Signal) -> Float[Array, "..."]:
 
 
 def he_normal(
-    key: PRNGKeyArray, shape: tuple[int, ...], scale: float
+    key: PRNGKeyArray, shape: tuple[int, ...], scale: float | int
 ) -> Float[Array, "..."]:
     r"""Normal weights of variance $2\,\text{scale}^2/\text{fan-in}$ (He et al. 2015).
 
@@ -119,7 +119,7 @@ class Dense(AbstractLayer):
         outputs: int,
         *,
         key: PRNGKeyArray,
-        scale: float = 1.0,
+        scale: float | int = 1.0,
         bias: bool = False,
     ):
         self.weight = he_normal(key, (outputs, inputs), scale)
@@ -133,7 +133,7 @@ class Dense(AbstractLayer):
                 f"{h.shape}: match the widths, or put `Flatten()` before it."
             )
         rows = jnp.sum(self.weight**2, axis=1)
-        z = self.weight @ h
+        z = h @ self.weight.T
         inputs = jnp.sum(h**2)
         reference = signal.reference
         if self.bias is not None:
