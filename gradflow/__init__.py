@@ -1,6 +1,20 @@
 """Gradient flow of homogeneous networks in log-risk time."""
 
-from . import models as models, solvers as solvers
+from . import (
+    diagnostics as diagnostics,
+    models as models,
+    oracles as oracles,
+    solvers as solvers,
+)
+from ._certificate import Certificate as Certificate
+from ._clocks import (
+    AbstractClock as AbstractClock,
+    LogNormTime as LogNormTime,
+    LogRiskTime as LogRiskTime,
+    PhysicalTime as PhysicalTime,
+    SmoothedMarginTime as SmoothedMarginTime,
+)
+from ._integrate import integrate as integrate
 from ._losses import (
     AbstractLoss as AbstractLoss,
     CrossEntropy as CrossEntropy,
@@ -9,3 +23,6 @@ from ._losses import (
 )
 from ._parameters import Fixed as Fixed
 from ._problem import Problem as Problem
+from ._results import FlowError as FlowError, Result as Result
+from ._trajectory import Trajectory as Trajectory
+from ._tangent_kernel import tangent_kernel as tangent_kernel

@@ -84,13 +84,19 @@ class Exponential(AbstractLoss):
         return -log_risk
 
 
+# Below this e = exp(-p) the quotients e / ln(1 + e) and ln(ln(1 + e) / e) are taken from
+# their series: subnormal numbers are flushed to zero, and squares underflow even earlier.
+_SMALL = 1e-3
+
+
 @jax.custom_jvp
 def _log_softplus_neg(p):
     # ln ln(1 + e^-p). For p > 0 as -p + ln(ln(1 + e)/e) with e = e^-p, where the
     # second term tends to zero and has no cancellation.
     e = jnp.exp(-jnp.abs(p))
-    safe = jnp.where(e > 0, e, 1)
-    tail = jnp.where(e > 0, jnp.log(jnp.log1p(safe) / safe), 0)
+    large = jnp.maximum(e, _SMALL)
+    series = e * (-1 / 2 + e * (5 / 24 + e * (-1 / 8 + e * (251 / 2880))))
+    tail = jnp.where(e < _SMALL, series, jnp.log(jnp.log1p(large) / large))
     return jnp.where(p > 0, -p + tail, jnp.log(jnp.log1p(e) + jnp.maximum(-p, 0)))
 
 
@@ -98,8 +104,9 @@ def _logistic_log_slope(p):
     # sigmoid(-p) / softplus(-p); for p > 0 as (e / ln(1 + e)) / (1 + e).
     # Each branch sees only its own side, so that neither poisons the derivative.
     e = jnp.exp(-jnp.maximum(p, 0))
-    safe = jnp.where(e > 0, e, 1)
-    right = jnp.where(e > 0, safe / jnp.log1p(safe), 1) / (1 + e)
+    large = jnp.maximum(e, _SMALL)
+    series = 1 + e * (1 / 2 + e * (-1 / 12 + e * (1 / 24 - e * (19 / 720))))
+    right = jnp.where(e < _SMALL, series, large / jnp.log1p(large)) / (1 + e)
     negative = jnp.minimum(p, 0)
     e = jnp.exp(negative)
     left = 1 / ((1 + e) * (jnp.log1p(e) - negative))
@@ -116,8 +123,10 @@ def _inverse_logistic(log_risk):
     # -ln(e^r - 1) with r = e^log_risk: for small r this is -log_risk - ln((e^r-1)/r),
     # for large r it is -r - ln(1 - e^-r).
     r = jnp.exp(jnp.minimum(log_risk, 0))
-    safe = jnp.where(r > 0, r, 1)
-    small = -log_risk - jnp.where(r > 0, jnp.log(jnp.expm1(safe) / safe), 0)
+    large = jnp.maximum(r, _SMALL)
+    series = r * (1 / 2 + r * (1 / 24 - r * r / 2880))
+    tail = jnp.where(r < _SMALL, series, jnp.log(jnp.expm1(large) / large))
+    small = -log_risk - tail
     r = jnp.exp(jnp.maximum(log_risk, 0))
     large = -r - jnp.log(-jnp.expm1(-r))
     return jnp.where(log_risk > 0, large, small)
@@ -161,11 +170,11 @@ class CrossEntropy(AbstractLoss):
         return _inverse_logistic(log_risk)
 
     def margin(self, output, label):
-        others = jnp.arange(output.shape[0]) != label
+        others = jnp.arange(output.shape[0], dtype=label.dtype) != label
         return output[label] - jnp.max(jnp.where(others, output, -jnp.inf))
 
     def soft_margin(self, output, label):
-        others = jnp.arange(output.shape[0]) != label
+        others = jnp.arange(output.shape[0], dtype=label.dtype) != label
         gaps = jnp.where(others, output - output[label], -jnp.inf)
         return -logsumexp(gaps)
 

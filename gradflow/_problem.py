@@ -153,11 +153,31 @@ class Problem(eqx.Module):
         """The margins that enter the loss; equal to `margins` for two classes."""
         return self._map(lambda x, y: self._soft_margins_of(theta, x, y))
 
+    def both_margins(
+        self, theta: Float[Array, " k"]
+    ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+        """Hard and soft margins in one pass over the data, shape `(n,)` each."""
+
+        def both(x, y):
+            out = self._outputs_of(theta, x)
+            return jnp.stack(
+                [
+                    jax.vmap(self.loss.margin)(out, y),
+                    jax.vmap(self.loss.soft_margin)(out, y),
+                ],
+                axis=-1,
+            )
+
+        out = self._map(both)
+        return out[:, 0], out[:, 1]
+
     def _soft_margins_of(self, theta, x, y):
         return jax.vmap(self.loss.soft_margin)(self._outputs_of(theta, x), y)
 
     def _log_risk_of(self, theta, x, y, log_mask):
-        return logsumexp(self.loss.log_loss(self._soft_margins_of(theta, x, y)) + log_mask)
+        return logsumexp(
+            self.loss.log_loss(self._soft_margins_of(theta, x, y)) + log_mask
+        )
 
     def log_risk(self, theta: Float[Array, " k"]) -> Float[Array, ""]:
         r"""$\ln L(\theta)$, the log of the summed loss."""
@@ -187,9 +207,7 @@ class Problem(eqx.Module):
             return (new, grad), None
 
         start = jax.value_and_grad(self._log_risk_of)(theta, xs[0], ys[0], log_mask[0])
-        (value, grad), _ = jax.lax.scan(
-            combine, start, (xs[1:], ys[1:], log_mask[1:])
-        )
+        (value, grad), _ = jax.lax.scan(combine, start, (xs[1:], ys[1:], log_mask[1:]))
         return value, -grad
 
     def _batches(self):
@@ -210,7 +228,9 @@ class Problem(eqx.Module):
 
 
 def _checked_data(x, y) -> tuple[Array, Array]:
-    x, y = (value if isinstance(value, jax.Array) else np.asarray(value) for value in (x, y))
+    x, y = (
+        value if isinstance(value, jax.Array) else np.asarray(value) for value in (x, y)
+    )
     if x.ndim == 0 or x.shape[0] == 0:
         raise ValueError(f"`x` is empty: shape {x.shape}. Pass at least one example.")
     if y.shape != x.shape[:1]:

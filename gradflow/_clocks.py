@@ -1,0 +1,114 @@
+r"""Clocks: the speed at which a solver runs along the one curve of gradient flow.
+
+Every clock integrates $d\theta/d\sigma = v\,G$ with the ascent direction
+$G = -\nabla\ln L$ and a positive scalar $v$; the curve is the same for all.
+Log-risk time advances by $ds/d\sigma = v\,\lVert G\rVert^2$.
+"""
+
+import abc
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ._losses import AbstractLoss
+
+
+class AbstractClock(eqx.Module):
+    """The solver's independent variable, given by a speed factor."""
+
+    @abc.abstractmethod
+    def speed(
+        self,
+        log_risk: Float[Array, ""],
+        direction_norm: Float[Array, ""],
+        rho: Float[Array, ""],
+        radial: Float[Array, ""],
+        loss: AbstractLoss,
+    ) -> Float[Array, ""]:
+        r"""The factor $v$ in $d\theta/d\sigma = v\,G$.
+
+        **Arguments:** $\ln L$, $\lVert G\rVert$, $\rho = \lVert\theta\rVert$,
+        $\langle\theta, G\rangle$ and the loss.
+        """
+
+    @abc.abstractmethod
+    def at_start(self, rho: float) -> "AbstractClock":
+        """The clock to use for a flow that starts at norm `rho`; usually itself."""
+
+
+class LogRiskTime(AbstractClock):
+    r"""Log-risk time with an arc-length term: $d\sigma = ds + c\,\lVert d\theta\rVert/\rho$.
+
+    From a small initialisation $s$ hardly moves while $\theta$ grows by orders of
+    magnitude; there $\sigma$ is relative arc length, and late in the flow it is $s$.
+    A flow that starts at $\theta = 0$ uses $c = 0$, since arc length relative to zero
+    has no meaning.
+
+    - `arc_length`: $c \ge 0$; zero gives pure log-risk time.
+    """
+
+    arc_length: float = 1.0
+
+    def __check_init__(self):
+        if not self.arc_length >= 0:
+            raise ValueError(
+                f"`arc_length` must not be negative; got {self.arc_length}."
+            )
+
+    def speed(self, log_risk, direction_norm, rho, radial, loss):
+        del log_risk, radial, loss
+        if self.arc_length == 0:
+            return 1 / direction_norm**2
+        # Two divisions: the square of a direction of norm 1e-200 would underflow.
+        return (rho / direction_norm) / (direction_norm * rho + self.arc_length)
+
+    def at_start(self, rho):
+        return self if rho > 0 else LogRiskTime(0.0)
+
+
+class PhysicalTime(AbstractClock):
+    r"""Time $t$ of $d\theta/dt = -\nabla L$: $v = L$.
+
+    Late in the flow $t$ grows like $1/L$, and beyond log risk -700 (float64) the speed
+    underflows: the flow then ends with `step_underflow`.
+    """
+
+    def speed(self, log_risk, direction_norm, rho, radial, loss):
+        del direction_norm, rho, radial, loss
+        return jnp.exp(log_risk)
+
+    def at_start(self, rho):
+        del rho
+        return self
+
+
+class SmoothedMarginTime(AbstractClock):
+    r"""Time $\tau$ of the flow on the smoothed margin, $d\theta/d\tau = \nabla\alpha$."""
+
+    def speed(self, log_risk, direction_norm, rho, radial, loss):
+        del direction_norm, rho, radial
+        return 1 / loss.log_slope(loss.inverse(log_risk))
+
+    def at_start(self, rho):
+        del rho
+        return self
+
+
+class LogNormTime(AbstractClock):
+    r"""The logarithm of the norm, $d\sigma = d\ln\rho$. Source: Lyu and Li, Lemma 5.1.
+
+    Runs forwards only while the norm grows: $\langle\theta, G\rangle > 0$.
+    """
+
+    def speed(self, log_risk, direction_norm, rho, radial, loss):
+        del log_risk, direction_norm, loss
+        return rho**2 / radial
+
+    def at_start(self, rho):
+        if rho == 0:
+            raise ValueError(
+                "`clock=LogNormTime()` needs parameters that are not all zero: use "
+                "`LogRiskTime()`, or a model with `scale > 0`."
+            )
+        return self

@@ -1,0 +1,288 @@
+"""`integrate`: gradient flow from a problem's parameters to a loss level."""
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from . import _loop as loop
+from ._clocks import AbstractClock, LogRiskTime
+from ._compile import compiled, Interrupt, Interrupted, wait
+from ._problem import Problem
+from ._progress import Progress
+from ._results import FlowError, Result
+from ._runfolder import RunFolder
+from ._settings import checked_saves, checked_solver, describe, warn_about_precision
+from ._trajectory import Trajectory
+from .diagnostics.snapshot import Snapshot
+from .diagnostics.standard import standard
+
+_CODES = {
+    loop.REACHED: Result.reached,
+    loop.STATIONARY: Result.stationary,
+    loop.STEP_UNDERFLOW: Result.step_underflow,
+    loop.CLOCK_LOST: Result.clock_lost,
+    loop.STEP_LIMIT: Result.step_limit,
+}
+_BUFFER_ROWS = 64
+_CHUNK_SECONDS = 0.5
+_NO_LIMIT = np.iinfo(np.int32).max
+
+Diagnostic = Callable[[Snapshot], dict[str, Array]]
+
+
+def integrate(
+    problem: Problem,
+    to: float,
+    *,
+    clock: AbstractClock = LogRiskTime(),
+    solver: diffrax.AbstractSolver | None = None,
+    rtol: float = 1e-4,
+    atol: float | None = None,
+    saveat: int | Sequence[float] | Float[Any, " saves"] = 200,
+    diagnostics: Sequence[Diagnostic] | None = None,
+    progress: bool | None = None,
+    max_steps: int | None = None,
+    max_seconds: float | None = None,
+    folder: str | Path | None = None,
+    throw: bool = True,
+) -> Trajectory:
+    r"""Integrates $d\theta/dt = -\nabla L(\theta)$ until $\ln(n/L)$ reaches `to`.
+
+    **Arguments:**
+
+    - `problem`: model, data, loss and initial parameters.
+    - `to`: the end as log-risk time $s = \ln(n/L)$; L = 1e-800 on n examples is
+        $s = \ln n + 800\ln 10$. Measured, not integrated.
+    - `clock`: the solver's independent variable; the curve is the same for all.
+    - `solver`: any Diffrax solver with an error estimate. `None` chooses by the number
+        of parameters (`gf.solvers.choose`).
+    - `rtol`, `atol`: a step is accepted if the norm of its estimated error is at most
+        `atol + rtol * rho` over the parameters as a whole; `atol` is 0 by default.
+    - `saveat`: number of saved points, spread evenly in $s$ (in $\ln s$ for runs past
+        10,000), or increasing s-values. They do not influence the steps.
+    - `diagnostics`: functions of a `Snapshot` that return arrays by name, evaluated at
+        saved points inside the solve. `None`: `gf.diagnostics.standard`. Empty: only
+        `s` and `log_risk`.
+    - `progress`: a progress line; by default where standard error is a terminal.
+    - `max_steps`, `max_seconds`: optional limits; the flow then ends with that result.
+    - `folder`: stream saved points and checkpoints there; the same call on the same
+        folder resumes, bit-identically.
+    - `throw`: raise `FlowError` (which carries the trajectory) for `step_underflow` and
+        `clock_lost`. All other results are returned.
+
+    **Returns:** a `Trajectory`. Ctrl-C ends the flow within three seconds with result
+    `interrupted` and everything up to there; a second one raises `KeyboardInterrupt`.
+
+    **Raises:** `ValueError` for arguments that make no sense, `FlowError` as above.
+    """
+    if not isinstance(problem, Problem):
+        raise ValueError(f"`problem` must be a `gf.Problem`; got {type(problem)}.")
+    solver = checked_solver(solver, problem, rtol, atol)
+    s0 = float(loop.measured_s(problem, problem.theta))
+    saves = checked_saves(saveat, s0, to)
+    warn_about_precision(problem, to)
+    if diagnostics is None:
+        diagnostics = (standard,)
+    settings = loop.Settings(
+        flow=loop.Flow(problem, clock.at_start(float(jnp.linalg.norm(problem.theta)))),
+        solver=solver,
+        controller=diffrax.PIDController(rtol=0.0, atol=1.0, pcoeff=0.3, icoeff=0.3),
+        rtol=jnp.asarray(rtol, problem.theta.dtype),
+        atol=jnp.asarray(0.0 if atol is None else atol, problem.theta.dtype),
+        saves=jnp.asarray(saves, problem.theta.dtype),
+        max_steps=jnp.asarray(_NO_LIMIT if max_steps is None else max_steps),
+        diagnostics=tuple(diagnostics),
+    )
+    config = describe(settings, to, rtol, atol, s0)
+    store = None if folder is None else RunFolder(folder, problem, config)
+    with _listening() as interrupt:
+        run = _Run(settings, config, store, interrupt, progress, max_seconds)
+        trajectory = run.go()
+    failed = (Result.step_underflow, Result.clock_lost)
+    if throw and trajectory.result in failed:
+        raise FlowError(trajectory)
+    return trajectory
+
+
+@contextlib.contextmanager
+def _listening():
+    """Turns Ctrl-C into a request while a flow runs (main thread only)."""
+    interrupt = Interrupt()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupt
+        return
+    previous = signal.signal(signal.SIGINT, interrupt.request)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+class _Run:
+    """The host's side of one integration: chunks, rows, progress, files."""
+
+    def __init__(self, settings, config, store, interrupt, progress, max_seconds):
+        self.settings, self.config, self.store = settings, config, store
+        self.interrupt, self.max_seconds = interrupt, max_seconds
+        self.progress = Progress(progress, settings)
+        self.rows: list[dict[str, np.ndarray]] = []
+        self.compile_seconds = 0.0
+        self.wall_seconds = 0.0
+
+    def go(self) -> Trajectory:
+        carry = eqx.filter_eval_shape(loop.start, self.settings)
+        if self.store is not None and self.store.resumable:
+            carry, self.rows, self.wall_seconds = self.store.resume(carry)
+        else:
+            start = self._compiled(loop.start, self.settings)
+            carry = None if start is None else start(self.settings)
+        result = Result.interrupted
+        if carry is not None:
+            carry, result = self._chunks(carry)
+        self.progress.close()
+        return self._finished(carry, result)
+
+    def _compiled(self, function, *args):
+        try:
+            call, seconds = compiled(function, *args, interrupt=self.interrupt)
+        except Interrupted:
+            return None
+        self.compile_seconds += seconds
+        return call
+
+    def _chunks(self, carry):
+        buffers = self._buffers()
+        call = self._compiled(loop.chunk, self.settings, carry, buffers, jnp.array(0))
+        if call is None:
+            return carry, Result.interrupted
+        budget, began = 16, time.perf_counter()
+        while True:
+            if int(carry.result) != loop.RUNNING and not self._pending(carry):
+                return carry, _CODES[int(carry.result)]
+            if self.interrupt.requested:
+                return carry, Result.interrupted
+            if self.max_seconds is not None and self.wall_seconds > self.max_seconds:
+                return carry, Result.time_limit
+            tick = time.perf_counter()
+            try:
+                new, filled, count = wait(
+                    call(self.settings, carry, buffers, jnp.array(budget)),
+                    self.interrupt,
+                )
+            except Interrupted:
+                return carry, Result.interrupted
+            elapsed = time.perf_counter() - tick
+            self.wall_seconds += elapsed
+            self._collect(filled, int(count))
+            carry = new
+            budget = _next_budget(budget, elapsed, self.max_seconds)
+            self.progress.update(carry, self.rows, time.perf_counter() - began)
+            self._checkpoint(carry)
+
+    def _checkpoint(self, carry, force=False):
+        if self.store is None or carry is None:
+            return
+        self.store.checkpoint(
+            carry,
+            lambda: self._trajectory(carry.theta_saved, carry, Result.interrupted),
+            rows=len(self.rows),
+            force=force,
+        )
+
+    def _pending(self, carry):
+        saves = self.settings.saves
+        saved = int(carry.saved)
+        return saved < saves.shape[0] and bool(saves[saved] <= carry.s)
+
+    def _buffers(self):
+        row = eqx.filter_eval_shape(
+            lambda settings: loop.diagnose(settings, _y(settings)), self.settings
+        )
+        rows = min(_BUFFER_ROWS, self.settings.saves.shape[0])
+        return {k: jnp.zeros((rows, *v.shape), v.dtype) for k, v in row.items()}
+
+    def _collect(self, buffers, count):
+        host = {k: np.asarray(v[:count]) for k, v in buffers.items()} if count else {}
+        for i in range(count):
+            self.rows.append({k: v[i] for k, v in host.items()})
+
+    def _finished(self, carry, result) -> Trajectory:
+        self._checkpoint(carry, force=True)
+        if carry is None:
+            return self._trajectory(self.settings.flow.problem.theta, carry, result)
+        theta = carry.theta_saved
+        last = self.rows[-1]["s"] if self.rows else -np.inf
+        if result is not Result.reached and float(carry.s) > last:
+            # The last step lies beyond the last saved point: keep it as well.
+            row = eqx.filter_jit(loop.diagnose)(self.settings, carry.y)
+            self.rows.append({k: np.asarray(v) for k, v in row.items()})
+            theta = carry.y[0]
+        trajectory = self._trajectory(theta, carry, result)
+        if self.store is not None:
+            self.store.save(trajectory)
+        return trajectory
+
+    def _trajectory(self, theta, carry, result) -> Trajectory:
+        return Trajectory.of(
+            self.settings.flow.problem,
+            theta,
+            _stacked(self.rows),
+            result,
+            self._stats(carry),
+            self.config,
+        )
+
+    def _stats(self, carry) -> dict[str, float]:
+        stats: dict[str, float] = {"steps": 0, "rejected_steps": 0}
+        if carry is not None:
+            counts = loop.solver_counts(self.settings.solver, carry.solver_state)
+            stats = {"steps": int(carry.steps), "rejected_steps": int(carry.rejected)}
+            stats.update(
+                {
+                    k: float(v) if v.dtype.kind == "f" else int(v)
+                    for k, v in ((k, np.asarray(v)) for k, v in counts.items())
+                }
+            )
+            tried = stats["steps"] + stats["rejected_steps"]
+            per_step = _evaluations_per_step(self.settings.solver)
+            if "gradient_evaluations" not in stats and per_step is not None:
+                stats["gradient_evaluations"] = tried * per_step
+        return stats | {
+            "wall_seconds": self.wall_seconds,
+            "compile_seconds": self.compile_seconds,
+        }
+
+
+def _y(settings):
+    theta = settings.flow.problem.theta
+    return theta, jnp.zeros((3,), theta.dtype)
+
+
+def _next_budget(budget: int, elapsed: float, max_seconds: float | None) -> int:
+    target = _CHUNK_SECONDS if max_seconds is None else min(_CHUNK_SECONDS, max_seconds)
+    factor = np.clip(target / max(elapsed, 1e-4), 0.25, 4.0)
+    return int(np.clip(budget * factor, 1, 100_000))
+
+
+def _evaluations_per_step(solver) -> int | None:
+    tableau = getattr(solver, "tableau", None)
+    if not isinstance(solver, diffrax.AbstractERK) or tableau is None:
+        return None
+    return tableau.num_stages - int(tableau.fsal)
+
+
+def _stacked(rows) -> dict[str, np.ndarray]:
+    if not rows:
+        return {"s": np.zeros(0), "log_risk": np.zeros(0)}
+    return {k: np.stack([row[k] for row in rows]) for k in rows[0]}

@@ -1,0 +1,44 @@
+"""The progress line of `integrate`."""
+
+import math
+import sys
+
+from tqdm.auto import tqdm
+
+from ._loop import solver_counts
+
+_FORMAT = "s = {n:.6g}/{total:.6g} |{bar}| {postfix} [{elapsed}<{remaining}]"
+
+
+class Progress:
+    """Shows s, log10 L, normalised margin, steps and gradients per second, time left."""
+
+    def __init__(self, shown: bool | None, settings):
+        shown = sys.stderr.isatty() if shown is None else shown
+        self.bar = None
+        self.solver = settings.solver
+        self.log_n = math.log(settings.flow.problem.n)
+        if shown:
+            self.bar = tqdm(total=float(settings.saves[-1]), bar_format=_FORMAT)
+
+    def update(self, carry, rows, seconds: float):
+        """Redraws the line after a chunk."""
+        if self.bar is None:
+            return
+        s = float(carry.s)
+        parts = [f"log10 L = {(self.log_n - s) / math.log(10):.4g}"]
+        if rows and "min_normalized_margin" in rows[-1]:
+            parts.append(f"margin = {float(rows[-1]['min_normalized_margin']):.4g}")
+        parts.append(f"{float(carry.steps) / seconds:.3g} steps/s")
+        counts = solver_counts(self.solver, carry.solver_state)
+        if "gradient_evaluations" in counts:
+            rate = float(counts["gradient_evaluations"]) / seconds
+            parts.append(f"{rate:.4g} gradients/s")
+        # tqdm prefixes a postfix with ", " unless it is set without refresh.
+        self.bar.postfix = ", ".join(parts)
+        self.bar.n = min(max(s, 0.0), self.bar.total)
+        self.bar.refresh()
+
+    def close(self):
+        if self.bar is not None:
+            self.bar.close()

@@ -1,0 +1,106 @@
+"""A folder that a run streams to and resumes from."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import equinox as eqx
+import numpy as np
+
+from . import _loop as loop
+from ._trajectory import Trajectory
+
+# What may differ between a run and its continuation without changing its numbers.
+_FREE = ("gradflow", "jax", "device")
+
+
+class RunFolder:
+    """`trajectory.nc` and `checkpoint.eqx` of one run, always complete on disk.
+
+    Both are written beside and moved into place. A checkpoint is a line of JSON (the
+    configuration, how many rows belong to it) followed by the leaves of the carry.
+    """
+
+    def __init__(self, folder, problem, config):
+        self.folder = Path(folder)
+        self.problem, self.config = problem, config
+        self.written = -np.inf
+        self.cost = 0.0
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.path = self.folder / "checkpoint.eqx"
+        if not self.path.exists() and (self.folder / "trajectory.nc").exists():
+            raise ValueError(
+                f"`folder={self.folder}` holds a trajectory but no checkpoint, so it "
+                "cannot be resumed: choose another folder or move it away."
+            )
+
+    @property
+    def resumable(self) -> bool:
+        """Whether the folder holds a checkpoint."""
+        return self.path.exists()
+
+    def resume(self, like):
+        """Carry, saved rows and seconds of the checkpoint.
+
+        **Raises:** `ValueError` for a damaged one, or one of another configuration.
+        """
+        try:
+            with open(self.path, "rb") as file:
+                header = json.loads(file.readline())
+                carry = eqx.tree_deserialise_leaves(file, like)
+        except Exception as error:
+            raise ValueError(
+                f"`folder={self.folder}`: the checkpoint is damaged ({error}). Delete "
+                f"{self.path.name} and trajectory.nc to begin anew."
+            ) from error
+        self._check_same(header["config"])
+        # A run that was out of steps goes on where a larger limit is given.
+        if int(carry.result) == loop.STEP_LIMIT:
+            carry = eqx.tree_at(lambda c: c.result, carry, carry.result * 0)
+        count = header["rows"]
+        if not count:
+            return carry, [], header["wall_seconds"]
+        saved = Trajectory.load(self.folder / "trajectory.nc", model=self)
+        rows = [{k: v[i] for k, v in saved.items()} for i in range(count)]
+        return carry, rows, header["wall_seconds"]
+
+    def _check_same(self, stored):
+        differing = [
+            f"{key} ({stored.get(key)!r} there, {value!r} here)"
+            for key, value in self.config.items()
+            if key not in _FREE and stored.get(key) != value
+        ]
+        if differing:
+            raise ValueError(
+                f"`folder={self.folder}` holds a run of another configuration: "
+                f"{'; '.join(differing)[:800]}. Choose another folder, or the settings "
+                "of that run."
+            )
+
+    def checkpoint(self, carry, trajectory, *, rows: int, force: bool = False):
+        """Writes both files, but spends at most a twentieth of the time on it.
+
+        `trajectory` is a function that makes one, called only when files are written.
+        """
+        began = time.monotonic()
+        if not force and began < self.written + max(2.0, 20 * self.cost):
+            return
+        made = trajectory()
+        self.save(made)
+        header = {
+            "config": self.config,
+            "rows": rows,
+            "wall_seconds": made.stats["wall_seconds"],
+        }
+        beside = self.path.with_name(self.path.name + ".new")
+        with open(beside, "wb") as file:
+            file.write((json.dumps(header) + "\n").encode())
+            eqx.tree_serialise_leaves(file, carry)
+        os.replace(beside, self.path)
+        self.written = time.monotonic()
+        self.cost = self.written - began
+
+    def save(self, trajectory):
+        """Writes the trajectory alone."""
+        trajectory.save(self.folder / "trajectory.nc")

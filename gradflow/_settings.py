@@ -1,0 +1,134 @@
+"""Checks and defaults of `integrate`'s arguments, and the record of them."""
+
+import hashlib
+import math
+import warnings
+from importlib.metadata import version
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._problem import Problem
+from .solvers import choose
+
+
+def checked_solver(solver, problem: Problem, rtol: float, atol: float | None):
+    """The solver to use, with tolerances where it solves equations inside a step."""
+    if not (isinstance(rtol, float | int) and 0 < rtol <= 1):
+        raise ValueError(f"`rtol` must lie in (0, 1]; got {rtol!r}.")
+    if atol is not None and not atol >= 0:
+        raise ValueError(f"`atol` must not be negative; got {atol!r}.")
+    if solver is None:
+        solver = choose(problem.k)
+    if not isinstance(solver, diffrax.AbstractSolver):
+        raise ValueError(
+            f"`solver` must be a Diffrax solver such as `gf.solvers.Rodas5P()` or "
+            f"`diffrax.Tsit5()`; got {solver!r}."
+        )
+    if not isinstance(solver, diffrax.AbstractAdaptiveSolver):
+        raise ValueError(
+            f"`solver={type(solver).__name__}()` has no error estimate, so steps cannot "
+            "be chosen: use an adaptive solver such as `gf.solvers.Rodas5P()`."
+        )
+    if isinstance(solver, diffrax.AbstractImplicitSolver):
+        # `diffeqsolve` fills in these tolerances from its controller; so do we.
+        root_finder = diffrax.VeryChord(rtol=rtol, atol=rtol)
+        solver = eqx.tree_at(lambda s: s.root_finder, solver, root_finder)
+    return solver
+
+
+def checked_saves(saveat, s0: float, to: float) -> np.ndarray:
+    """The s-values to save at, from the start to `to`, both included."""
+    to = float(to)
+    if not math.isfinite(to):
+        raise ValueError(f"`to` must be finite; got {to}.")
+    if not to > s0:
+        raise ValueError(
+            f"`to={to:g}` is not beyond the start, which has ln(n/L) = {s0:.6g}: ask "
+            "for a larger log-risk time."
+        )
+    if isinstance(saveat, int | np.integer) and not isinstance(saveat, bool):
+        if saveat < 2:
+            raise ValueError(f"`saveat={saveat}`: at least 2 points are saved.")
+        if to <= 1e4:
+            return np.linspace(s0, to, saveat)
+        # Even in ln s: a shift makes the start positive, whatever s0 is.
+        shift = 1.0 - s0
+        return np.geomspace(1.0, to + shift, saveat) - shift
+    points = np.asarray(saveat, dtype=float)
+    if points.ndim != 1 or not np.all(np.diff(points) > 0):
+        raise ValueError("`saveat` must be a number or increasing s-values.")
+    if points.size and (points[0] < s0 or points[-1] > to):
+        raise ValueError(
+            f"`saveat` spans [{points[0]:g}, {points[-1]:g}], outside the flow's range "
+            f"[{s0:.6g}, {to:g}]."
+        )
+    return np.unique(np.concatenate([[s0], points, [to]]))
+
+
+def warn_about_precision(problem: Problem, to: float):
+    """Warns where rounding alone moves the weights by more than a thousandth."""
+    rounding = float(jnp.finfo(problem.theta.dtype).eps) * abs(to)
+    if rounding > 1e-3:
+        warnings.warn(
+            f"In {problem.theta.dtype} margins near {to:g} are rounded to "
+            f"{rounding:.1e}, and the examples' weights to the same relative error: "
+            "results beyond log-risk time "
+            f"{1e-3 / float(jnp.finfo(problem.theta.dtype).eps):.0f} are not to be "
+            "trusted. Use float64 parameters (`jax.config.update('jax_enable_x64', "
+            "True)` before building the model).",
+            stacklevel=3,
+        )
+
+
+def describe(settings, to, rtol, atol, s0) -> dict[str, Any]:
+    """Everything that decides the numbers of a run, as JSON values."""
+    problem = settings.flow.problem
+    return {
+        "to": float(to),
+        "s0": s0,
+        "rtol": float(rtol),
+        "atol": 0.0 if atol is None else float(atol),
+        "saves": [float(s) for s in settings.saves],
+        "solver": _text(settings.solver),
+        "clock": _text(settings.flow.clock),
+        "loss": _text(problem.loss),
+        "log_loss_at_zero": float(problem.loss.log_loss(jnp.zeros(()))),
+        "diagnostics": [
+            getattr(d, "__qualname__", type(d).__name__) for d in settings.diagnostics
+        ],
+        "n": problem.n,
+        "k": problem.k,
+        "classes": _classes(problem),
+        "degree": problem.degree,
+        "layers": list(problem.layout.names),
+        "layer_degrees": list(problem.layer_degrees),
+        "dtype": str(problem.theta.dtype),
+        "batch_size": problem.batch_size,
+        "data": _digest(problem.x, problem.y, problem.theta, problem.frozen),
+        "gradflow": version("gradflow-jax"),
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def _classes(problem) -> int:
+    shape = eqx.filter_eval_shape(problem.outputs, problem.theta).shape
+    return 2 if len(shape) == 1 or shape[1] == 1 else shape[1]
+
+
+def _text(module) -> str:
+    return " ".join(eqx.tree_pformat(module, width=10_000, short_arrays=False).split())
+
+
+def _digest(*trees) -> str:
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(trees):
+        if eqx.is_array(leaf):
+            digest.update(np.asarray(leaf).tobytes())
+            digest.update(str((leaf.shape, leaf.dtype)).encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,210 @@
+"""The labelled result of an integration."""
+
+import functools
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Array, Float
+
+from ._certificate import Certificate, certify
+from ._problem import Problem
+from ._results import Result
+from ._serialise import decode, encode
+from .diagnostics.standard import QUANTITIES
+
+
+class Trajectory(Mapping[str, np.ndarray]):
+    r"""A flow at its saved points: arrays by name, final model, how it ended.
+
+    `traj["normalized_margins"]` has shape `(saved points, n)`; names, units and meaning
+    stand in `gf.diagnostics.QUANTITIES`. Iterating yields the names.
+
+    **Attributes:**
+
+    - `s`: measured log-risk time $\ln(n/L)$ of each saved point, shape `(points,)`.
+    - `model`: the model at the last saved point; `theta` its flat parameters.
+    - `result`: a `gf.Result`, why the flow ended.
+    - `stats`: `steps`, `rejected_steps`, `gradient_evaluations` (passes forward and
+        backward over the data), `jacobian_products`, `factorizations`, `wall_seconds`
+        (computing) and `compile_seconds`; a count that a solver does not report is
+        absent.
+    - `config`: settings, sizes, versions and a digest of data and parameters.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Any,
+        theta: Float[Array, " k"],
+        values: dict[str, np.ndarray],
+        result: Result,
+        stats: dict[str, Any],
+        config: dict[str, Any],
+    ):
+        self.model = model
+        self.theta = theta
+        self.result = result
+        self.stats = stats
+        self.config = config
+        self._values = values
+
+    @staticmethod
+    def of(problem: Problem, theta, values, result, stats, config) -> "Trajectory":
+        """A trajectory of `problem` that ends at `theta`."""
+        return Trajectory(
+            model=problem.model(theta),
+            theta=theta,
+            values=values,
+            result=result,
+            stats=stats,
+            config=config,
+        )
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._values:
+            raise KeyError(
+                f"no quantity {name!r} in this trajectory; it has {sorted(self)}"
+            )
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    @property
+    def s(self) -> np.ndarray:
+        """Measured log-risk time at the saved points."""
+        return self._values["s"]
+
+    def __repr__(self) -> str:
+        stats = self.stats
+        work = ", ".join(
+            f"{stats[key]:,} {key.replace('_', ' ')}"
+            for key in ("steps", "rejected_steps", "gradient_evaluations")
+            if key in stats
+        )
+        lines = [f"Trajectory ({self.result})"]
+        if len(self.s):
+            log10 = self["log_risk"][[0, -1]] / np.log(10)
+            lines.append(
+                f"  s = ln(n/L): {self.s[0]:.6g} to {self.s[-1]:.6g}   "
+                f"(L: 1e{log10[0]:.2f} to 1e{log10[1]:.2f}), {len(self.s)} points"
+            )
+        for name in ("min_normalized_margin", "alignment", "clock_drift"):
+            if name in self and len(self[name]):
+                lines.append(f"  {name}: {self[name][-1]:.8g}")
+        lines.append(
+            f"  n = {self.config['n']}, k = {self.config['k']}, "
+            f"degree = {self.config['degree']}, {self.config['solver']}, "
+            f"rtol = {self.config['rtol']:g}"
+        )
+        lines.append(f"  {work}, {stats['wall_seconds']:.2f} s")
+        return "\n".join(lines)
+
+    def certificate(self, *, strict: bool = False) -> Certificate:
+        """Checks that hold exactly along the true flow, measured along this one.
+
+        **Raises:** `RuntimeError` with `strict=True` if one of them fails.
+        """
+        certificate = certify(self)
+        if strict and not certificate.passed:
+            raise RuntimeError(f"the certificate does not pass:\n{certificate}")
+        return certificate
+
+    def to_xarray(self) -> xr.Dataset:
+        """All quantities with dimensions `s`, `example`, `layer`, units and long names.
+
+        Attributes hold the result, stats and configuration as JSON.
+        """
+        variables = {}
+        for name, value in self._values.items():
+            if name == "s":
+                continue
+            known = QUANTITIES.get(name)
+            dims = None if known is None else known.dims
+            if dims is None or len(dims) != value.ndim - 1:
+                dims = tuple(f"{name}_{axis}" for axis in range(value.ndim - 1))
+            attrs = {} if known is None else _attributes(known)
+            variables[name] = (("s", *dims), value, attrs)
+        coords = {"s": ("s", self.s, _attributes(QUANTITIES["s"]))}
+        if "layer_norm" in self:
+            coords["layer"] = ("layer", np.array(self.config["layers"], dtype=str))
+        attrs = {
+            "result": self.result.name,
+            "stats": json.dumps(self.stats),
+            "config": json.dumps(self.config),
+        }
+        return xr.Dataset(variables, coords, attrs)
+
+    def save(self, path: str | Path) -> None:
+        """Writes one netCDF file with values, model and configuration.
+
+        The file is written beside `path` and moved into place. A model that refers to
+        unnamed functions (lambdas) is left out with a note; `load` then needs `model`.
+        """
+        dataset = self.to_xarray()
+        arrays: list[np.ndarray] = []
+        try:
+            dataset.attrs["model"] = json.dumps(encode(self.model, arrays))
+        except TypeError as error:
+            dataset.attrs["model_error"] = str(error)
+            arrays = []
+        for i, array in enumerate(arrays):
+            dims = tuple(f"model_{i}_{axis}" for axis in range(array.ndim))
+            dataset[f"model_array_{i}"] = (dims, array)
+        dataset["theta"] = (("parameter",), np.asarray(self.theta))
+        path = Path(path)
+        beside = path.with_name(path.name + ".new")
+        dataset.to_netcdf(beside, engine="h5netcdf")
+        os.replace(beside, path)
+
+    @staticmethod
+    def load(path: str | Path, *, model: Any = None) -> "Trajectory":
+        """Reads a file of `save`.
+
+        `model` is returned as the trajectory's model if the file holds none; classes of
+        a stored model are looked up in modules that are already imported.
+
+        **Raises:** `FileNotFoundError`; `ValueError` for a file of another kind, or one
+        whose model class is not imported.
+        """
+        try:
+            with xr.open_dataset(path, engine="h5netcdf") as opened:
+                dataset = opened.load()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise ValueError(
+                f"`path={path}` is not a readable netCDF file: {error}"
+            ) from error
+        if "config" not in dataset.attrs:
+            raise ValueError(f"`path={path}` was not written by `Trajectory.save`.")
+        if "model" in dataset.attrs:
+            count = sum(str(name).startswith("model_array_") for name in dataset)
+            arrays = [dataset[f"model_array_{i}"].values for i in range(count)]
+            model = decode(json.loads(dataset.attrs["model"]), arrays)
+        values = {
+            str(name): variable.values
+            for name, variable in dataset.variables.items()
+            if variable.dims[:1] == ("s",)
+        }
+        return Trajectory(
+            model=model,
+            theta=dataset["theta"].values,
+            values=values,
+            result=Result[dataset.attrs["result"]],
+            stats=json.loads(dataset.attrs["stats"]),
+            config=json.loads(dataset.attrs["config"]),
+        )
+
+
+@functools.cache
+def _attributes(quantity) -> dict[str, str]:
+    return {"units": quantity.units, "long_name": quantity.long_name}
