@@ -1,0 +1,109 @@
+"""What the diagnostics of one point share: the point itself, and rows of gradients."""
+
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from .._problem import Problem
+from .snapshot import Snapshot, snapshot
+
+_ROW_ENTRIES = 2**22  # Entries of the Jacobian computed at a time: 32 MiB in float64.
+
+
+def theta_of(problem: Problem, model: Any) -> Float[Array, " k"]:
+    """The flat parameters of `model`, which may also be that flat vector already.
+
+    **Raises:** `ValueError` for a vector of another length.
+    """
+    if not isinstance(model, jax.Array | np.ndarray):
+        return problem.theta_of(model)
+    if model.shape != (problem.k,):
+        raise ValueError(
+            f"`model` is an array of shape {model.shape}, but the problem has "
+            f"{problem.k} parameters: pass a flat vector ({problem.k},), or a module."
+        )
+    return jnp.asarray(model)
+
+
+def need_degree(problem: Problem, what: str) -> float:
+    """The degree of homogeneity; `ValueError` where there is none."""
+    if not problem.degree:
+        raise ValueError(
+            f"`{what}` needs a homogeneous model of positive degree; this problem has "
+            f"`degree={problem.degree}`."
+        )
+    return problem.degree
+
+
+@eqx.filter_jit
+def point(problem: Problem, theta: Float[Array, " k"]) -> Snapshot:
+    """The snapshot at `theta`, compiled."""
+    return snapshot(problem, theta)
+
+
+@eqx.filter_jit
+def all_outputs(problem: Problem, theta: Float[Array, " k"]) -> Float[Array, "n ..."]:
+    """`problem.outputs`, compiled."""
+    return problem.outputs(theta)
+
+
+def is_multiclass(outputs: Float[Array | np.ndarray, "n ..."]) -> bool:
+    """Whether there is one output for each of several classes."""
+    return outputs.ndim == 2 and outputs.shape[1] > 1
+
+
+def margin_gradients(
+    problem: Problem,
+    theta: Float[Array, " k"],
+    examples: Int[np.ndarray, " m"],
+    classes: Int[np.ndarray, " m"],
+) -> Float[np.ndarray, "m k"]:
+    r"""Rows $\nabla_\theta p_i$, or $\nabla_\theta s_{ij}$ for pairs (example, class).
+
+    $s_{ij} = \Phi_{y_i} - \Phi_j$ (Lyu and Li, Appendix G); for two classes `classes`
+    is ignored. Computed in batches of bounded memory, and only for the rows asked for.
+
+    **Raises:** `ValueError` for a model that couples examples (batch normalisation):
+    the gradient of one example's margin alone is then not defined by that example.
+    """
+    size = max(1, min(len(examples), _ROW_ENTRIES // problem.k))
+    rows = []
+    for start in range(0, len(examples), size):
+        stop = min(start + size, len(examples))
+        index = np.resize(examples[start:stop], size)
+        values, block = _gradient_rows(
+            problem, theta, problem.x[index], problem.y[index],
+            np.resize(classes[start:stop], size),
+        )  # fmt: skip
+        _check_uncoupled(problem, theta, index, np.asarray(values))
+        rows.append(np.asarray(block)[: stop - start])
+    return np.concatenate(rows) if rows else np.zeros((0, problem.k))
+
+
+@eqx.filter_jit
+def _gradient_rows(problem, theta, x, y, classes):
+    def gap(theta, x, y, j):
+        out = jax.vmap(problem.model(theta), axis_name="batch")(x[None])[0]
+        if out.ndim == 1 and out.shape[0] > 1:
+            return out[y] - out[j], out
+        return y * jnp.reshape(out, ()), out
+
+    grads, outputs = jax.vmap(jax.grad(gap, has_aux=True), in_axes=(None, 0, 0, 0))(
+        theta, x, y, classes
+    )
+    return outputs, grads
+
+
+def _check_uncoupled(problem, theta, index, values):
+    expected = np.asarray(all_outputs(problem, theta))[index].reshape(values.shape)
+    tol = math.sqrt(np.finfo(values.dtype).eps) * max(np.max(np.abs(expected)), 1e-300)
+    if np.max(np.abs(values - expected)) > tol:
+        raise ValueError(
+            "`model` couples the examples of a batch (batch normalisation does), so "
+            "one example's margin has no gradient of its own."
+        )
