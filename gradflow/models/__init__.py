@@ -13,9 +13,9 @@ from .activations import (
     SmoothReLU as SmoothReLU,
 )
 from .dense import (
+    MLP as MLP,
     DeepLinear as DeepLinear,
     Linear as Linear,
-    MLP as MLP,
     TwoLayer as TwoLayer,
 )
 from .layers import (

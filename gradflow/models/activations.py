@@ -193,7 +193,7 @@ class PowerReLU(AbstractActivation):
 class Power(AbstractActivation):
     """z to the integer power `k` >= 1; `Power(2)` is the quadratic activation."""
 
-    k: int = eqx.field(static=True, default=2)
+    k: float | int = eqx.field(static=True, default=2)
 
     def __check_init__(self):
         if not (self.k >= 1 and self.k == int(self.k)):

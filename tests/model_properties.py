@@ -1,0 +1,61 @@
+"""Homogeneity of any model, over random parameters and scales."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings, strategies as st
+
+import gradflow as gf
+from gradflow._parameters import Layout
+
+
+def trained_arrays(model):
+    """Layout, flat parameters, and the way back to the model."""
+    params, frozen = eqx.partition(
+        model, eqx.is_inexact_array, is_leaf=lambda leaf: isinstance(leaf, gf.Fixed)
+    )
+    layout, theta = Layout.of(params)
+
+    def rebuild(theta):
+        return eqx.combine(
+            layout.unravel(theta), frozen, is_leaf=lambda a: isinstance(a, gf.Fixed)
+        )
+
+    return layout, theta, rebuild
+
+
+def check_degrees(model, degree, layer_degrees, x, examples=8):
+    """Output scales with c to the degree and obeys Euler; layer by layer as well."""
+    layout, theta, rebuild = trained_arrays(model)
+    masks = [jnp.ones_like(theta)]
+    for start, stop in zip(layout.offsets[:-1], layout.offsets[1:]):
+        masks.append(jnp.zeros_like(theta).at[start:stop].set(1))
+    degrees = np.array([degree, *layer_degrees], dtype=float)
+    assert len(masks) == len(degrees)
+
+    def outputs(theta):
+        return jax.vmap(rebuild(theta), axis_name="batch")(x)
+
+    @jax.jit
+    def measure(theta, c, masks):
+        def one(mask):
+            value, radial = jax.jvp(outputs, (theta,), (mask * theta,))
+            return value, radial, outputs(theta * (1 + (c - 1) * mask))
+
+        return jax.lax.map(one, masks)
+
+    @settings(max_examples=examples, deadline=None, database=None)
+    @given(seed=st.integers(0, 2**31 - 1), log_c=st.floats(-7, 7))
+    def scaling_and_euler(seed, log_c):
+        noise = np.random.default_rng(seed).normal(size=theta.shape)
+        spread = float(jnp.std(theta)) or 1.0
+        c = np.exp(log_c)
+        values, radials, scaled = measure(theta + spread * noise, c, jnp.stack(masks))
+        for value, radial, other, k in zip(values, radials, scaled, degrees):
+            size = float(jnp.max(jnp.abs(value)))
+            assert size > 0
+            np.testing.assert_allclose(other / c**k, value, rtol=0, atol=1e-12 * size)
+            np.testing.assert_allclose(radial, k * value, rtol=0, atol=1e-12 * k * size)
+
+    scaling_and_euler()
