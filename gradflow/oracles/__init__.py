@@ -1,0 +1,20 @@
+"""Independent answers to what a flow should converge to."""
+
+from .linear import (
+    DeepLinear as DeepLinear,
+    DiagonalMargin as DiagonalMargin,
+    MaxMargin as MaxMargin,
+    deep_linear as deep_linear,
+    diagonal_max_margin as diagonal_max_margin,
+    max_margin as max_margin,
+)
+from .neurons import (
+    CoveringBound as CoveringBound,
+    InfiniteWidth as InfiniteWidth,
+    NeuronProgram as NeuronProgram,
+    covering_bound as covering_bound,
+    covering_radius as covering_radius,
+    infinite_width_margin as infinite_width_margin,
+    neuron_program as neuron_program,
+)
+from .tangent import TangentSVM as TangentSVM, tangent_svm as tangent_svm

@@ -1,0 +1,291 @@
+"""Maximum-margin oracles against an interior-point solver and closed forms."""
+
+from typing import Any
+
+import clarabel
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import sparse
+from sklearn.datasets import load_breast_cancer, load_iris
+
+import gradflow as gf
+
+from .helpers import separable
+
+
+def standardised(x):
+    x = (x - x.mean(axis=0)) / x.std(axis=0)
+    return np.hstack([x, np.ones((len(x), 1))])
+
+
+def breast_cancer():
+    x, y = load_breast_cancer(return_X_y=True)
+    return standardised(np.asarray(x)), 2.0 * np.asarray(y) - 1
+
+
+def iris():
+    x, y = load_iris(return_X_y=True)
+    return standardised(np.asarray(x)), np.where(np.asarray(y) == 0, 1.0, -1.0)
+
+
+def interior_point(quadratic, linear, rows, bounds):
+    """Minimises v Q v / 2 + c v subject to `rows @ v <= bounds`."""
+    # The compiled module's names are invisible to the type checker.
+    cl: Any = clarabel
+    settings = cl.DefaultSettings()
+    settings.verbose = False
+    settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = 1e-12
+    return cl.DefaultSolver(
+        sparse.csc_matrix(quadratic),
+        linear,
+        sparse.csc_matrix(rows),
+        bounds,
+        [cl.NonnegativeConeT(len(bounds))],
+        settings,
+    ).solve()
+
+
+def interior_point_max_margin(x, y):
+    """`w` of least norm with `y * x @ w >= 1`."""
+    n, d = x.shape
+    solution = interior_point(np.eye(d), np.zeros(d), -y[:, None] * x, -np.ones(n))
+    return np.array(solution.x)
+
+
+@pytest.mark.parametrize(
+    "data", [breast_cancer, iris, lambda: [np.asarray(a) for a in separable(40, 5)]]
+)
+def test_max_margin_agrees_with_an_interior_point_solver(data):
+    x, y = data()
+    w = interior_point_max_margin(x, y)
+    found = gf.oracles.max_margin(x, y)
+    assert np.isclose(found.margin, 1 / np.linalg.norm(w), rtol=1e-8)
+    assert np.isclose(np.linalg.norm(found.direction), 1, rtol=1e-12)
+    np.testing.assert_allclose(found.direction, w / np.linalg.norm(w), atol=1e-6)
+
+
+def test_max_margin_of_breast_cancer_is_the_published_one():
+    x, y = breast_cancer()
+    found = gf.oracles.max_margin(x, y)
+    assert np.isclose(found.margin, 0.00139251727, rtol=1e-8)
+    margins = y * (x @ found.direction)
+    # The optimality conditions, independent of any solver.
+    assert np.isclose(margins.min(), found.margin, rtol=1e-12)
+    np.testing.assert_allclose(margins[found.support], found.margin, rtol=1e-8)
+    q = found.multipliers
+    assert np.all(q >= 0) and np.isclose(q.sum(), 1, rtol=1e-12)
+    stationary = q @ (y[:, None] * x) / found.margin
+    np.testing.assert_allclose(stationary, found.direction, atol=1e-8)
+
+
+def test_max_margin_of_two_points_is_in_closed_form():
+    # y x = (2, 1), (2, -3): the segment's nearest point to the origin is (2, 0).
+    x = np.array([[2.0, 1.0], [-2.0, 3.0], [30.0, 1.0]])
+    found = gf.oracles.max_margin(x, np.array([1.0, -1.0, 1.0]))
+    np.testing.assert_allclose(found.direction, [1, 0], atol=1e-12)
+    assert np.isclose(found.margin, 2)
+    assert found.support.tolist() == [0, 1]
+    np.testing.assert_allclose(found.multipliers, [0.75, 0.25, 0], atol=1e-12)
+
+
+def test_data_that_cannot_be_separated_is_an_error():
+    with pytest.raises(ValueError, match="cannot be separated"):
+        gf.oracles.max_margin(np.array([[1.0], [2.0]]), np.array([1.0, -1.0]))
+    with pytest.raises(ValueError, match="must hold -1 and"):
+        gf.oracles.max_margin(np.array([[1.0], [2.0]]), np.array([1.0, 0.0]))
+    with pytest.raises(ValueError, match="cannot be separated"):
+        gf.oracles.diagonal_max_margin(np.array([[1.0], [2.0]]), np.array([1.0, -1.0]))
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+def test_no_deep_linear_network_has_more_margin_than_the_bound(depth):
+    x, y = separable(8, 3)
+    widths = (3,) + (4,) * (depth - 1) + (1,)
+    model = gf.models.DeepLinear(widths, key=jax.random.key(0))
+    problem = gf.Problem(model, x, y)
+    best = gf.oracles.max_margin(x, y)
+    # The optimum in closed form: layers v_j v_{j-1}^T of one norm, v_0 the direction.
+    rng = np.random.default_rng(0)
+    v = [np.asarray(best.direction)] + [rng.normal(size=w) for w in widths[1:]]
+    v = [a / np.linalg.norm(a) for a in v]
+    v[-1] = np.ones(1)
+    layers = [jnp.asarray(np.outer(b, a)).ravel() for a, b in zip(v, v[1:])]
+    optimum = problem.model(jnp.concatenate(layers))
+    found = gf.oracles.deep_linear(problem, optimum)
+    assert np.isclose(found.cosine, 1, rtol=1e-12)
+    assert np.isclose(found.normalized_margin, found.bound, rtol=1e-10)
+    other = gf.oracles.deep_linear(problem, model)
+    assert other.normalized_margin < other.bound
+    with pytest.raises(ValueError, match="not linear"):
+        relu = gf.models.MLP(widths, key=jax.random.key(0))
+        gf.oracles.deep_linear(gf.Problem(relu, x, y), relu)
+
+
+def test_diagonal_programs_in_closed_form():
+    # One example: all weight on the largest coordinate, for every depth above one.
+    x, y = np.array([[1.0, 2.0, -4.0]]), np.array([1.0])
+    for depth in (2, 3, 4):
+        found = gf.oracles.diagonal_max_margin(x, y, depth)
+        assert found.exact
+        np.testing.assert_allclose(found.predictor, [0, 0, -0.25], atol=1e-9)
+        assert np.isclose(found.squared_norm, depth * 0.25 ** (2 / depth))
+    one_layer = gf.oracles.diagonal_max_margin(x, y, 1)
+    np.testing.assert_allclose(one_layer.predictor, x[0] / 21, atol=1e-12)
+
+
+def test_l1_margin_agrees_with_an_interior_point_solver():
+    x, y = (np.asarray(a) for a in separable(12, 4))
+    found = gf.oracles.diagonal_max_margin(x, y, 2)
+    z = y[:, None] * x
+    # By an interior-point solver, over (beta, t) with |beta_j| <= t_j.
+    d, n = 4, 12
+    eye = np.eye(d)
+    solution = interior_point(
+        np.zeros((2 * d, 2 * d)),
+        np.append(np.zeros(d), np.ones(d)),
+        np.block([[eye, -eye], [-eye, -eye], [-z, np.zeros((n, d))]]),
+        np.append(np.zeros(2 * d), -np.ones(n)),
+    )
+    assert np.isclose(found.power_sum, solution.obj_val, rtol=1e-7)
+
+
+def test_vertices_beat_every_local_search_for_three_layers():
+    x, y = (np.asarray(a) for a in separable(6, 3))
+    found = gf.oracles.diagonal_max_margin(x, y, 3)
+    assert found.exact and np.isclose(np.min(y * (x @ found.predictor)), 1)
+    rng = np.random.default_rng(1)
+    betas = rng.normal(size=(200_000, 3))
+    margin = np.min(y * (betas @ x.T), axis=1)
+    betas = betas[margin > 0] / margin[margin > 0, None]
+    random_best = np.min(np.sum(np.abs(betas) ** (2 / 3), axis=1))
+    assert found.power_sum <= random_best
+    # The optimum is a vertex, which random points approach slowly.
+    assert found.power_sum > 0.5 * random_best
+
+
+def test_tangent_kernel_is_the_gram_matrix_of_margin_gradients():
+    x, y = separable(7, 3)
+    model = gf.models.MLP((3, 4, 1), gf.models.SmoothReLU(0.1), key=jax.random.key(1))
+    problem = gf.Problem(model, x, y)
+    p = jax.jacrev(problem.margins)(problem.theta)
+    expected = np.asarray(p @ p.T)
+    for batch_size in (1, 3, 256):
+        kernel = gf.tangent_kernel(problem, model, batch_size=batch_size)
+        np.testing.assert_allclose(kernel, expected, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="batch_size"):
+        gf.tangent_kernel(problem, model, batch_size=0)
+
+
+def test_tangent_svm_of_a_linear_model_is_the_max_margin_classifier():
+    x, y = separable(12, 4)
+    best = gf.oracles.max_margin(x, y)
+    weight = jnp.asarray(best.direction)[None]
+    problem = gf.Problem(gf.models.Linear(4), x, y)
+    found = gf.oracles.tangent_svm(problem, problem.model(weight.ravel()))
+    assert np.isclose(found.margin, best.margin, rtol=1e-9)
+    assert np.isclose(found.cosine, 1, rtol=1e-12)
+    other = gf.oracles.tangent_svm(problem, problem.model(jnp.ones(4)))
+    w = interior_point_max_margin(np.asarray(x), np.asarray(y))
+    expected = float(np.sum(w) / np.linalg.norm(w) / 2)
+    assert np.isclose(other.cosine, expected, rtol=1e-6)
+    assert np.isclose(np.cos(other.angle), expected, rtol=1e-6)
+
+
+def signs_of(model):
+    assert isinstance(model.outer, gf.Fixed)
+    return model.outer.value
+
+
+def test_neuron_program_in_closed_form():
+    # Neuron j sits on example j with the right sign: features are the identity, the
+    # optimum shares the norm equally, and the margin is 1 / 4.
+    x = jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+    model = gf.models.TwoLayer(2, 4, key=jax.random.key(0))
+    y = signs_of(model)
+    problem = gf.Problem(model, x, y)
+    optimum = problem.model(3.0 * x.ravel())
+    found = gf.oracles.neuron_program(problem, optimum)
+    np.testing.assert_allclose(found.features, np.eye(4), atol=1e-12)
+    for value in (found.primal, found.dual, found.margin):
+        assert np.isclose(value, 0.25, rtol=1e-9)
+    assert abs(found.gap) < 1e-9
+    np.testing.assert_allclose(found.weights, 0.25, atol=1e-9)
+    # Unequal norms: the program is the same, the model's own margin is smaller.
+    scales = jnp.array([1.0, 2.0, 3.0, 4.0])[:, None]
+    worse = gf.oracles.neuron_program(problem, problem.model((x * scales).ravel()))
+    assert np.isclose(worse.primal, 0.25, rtol=1e-9)
+    assert np.isclose(worse.margin, 1 / 30, rtol=1e-9)
+
+
+def test_neuron_program_of_two_trained_layers_and_vanished_neurons():
+    x, y = separable(8, 3)
+    model = gf.models.MLP((3, 5, 1), key=jax.random.key(2))
+    problem = gf.Problem(model, x, y)
+    found = gf.oracles.neuron_program(problem, model)
+    # A naive transcription: neuron by neuron, with the model's own weights.
+    inner, outer = (np.asarray(layer.weight) for layer in model.layers)
+    active = np.maximum(np.asarray(x) @ inner.T, 0) * outer[0]
+    squares = np.sum(inner**2, axis=1) + outer[0] ** 2
+    np.testing.assert_allclose(
+        found.features, np.asarray(y)[:, None] * active / squares, atol=1e-12
+    )
+    np.testing.assert_allclose(found.shares, squares / squares.sum(), rtol=1e-12)
+    assert abs(found.gap) < 1e-9 and found.primal >= found.margin
+    few = gf.oracles.neuron_program(problem, model, dead=0.25)
+    assert np.all(few.features[:, few.shares < 0.25] == 0)
+
+
+def test_infinite_width_margin_of_the_four_axes():
+    # phi_i = y_i max(0, <x_i, theta>)^2 with alternating labels on the axes: a unit
+    # vector serves at most cos^2 and sin^2, so a mass of 1 gives 1/4 to each example.
+    x = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+    found = gf.oracles.infinite_width_margin(x, np.array([1.0, -1.0, 1.0, -1.0]))
+    assert np.isclose(found.margin, 0.25, rtol=1e-8)
+    assert np.isclose(found.upper, 0.25, rtol=1e-8)
+    assert np.isclose(np.abs(found.weights).sum(), 1, rtol=1e-8)
+
+
+def test_infinite_width_margin_in_space_brackets_its_value():
+    x, y = (np.asarray(a) for a in separable(6, 3))
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    found = gf.oracles.infinite_width_margin(x, y)
+    assert found.upper - found.margin < 1e-6
+    features = y[:, None] * np.maximum(x @ found.directions.T, 0) ** 2
+    assert np.isclose(np.min(features @ found.weights), found.margin, rtol=1e-7)
+
+
+def test_covering_radius_in_closed_form():
+    angles = 2 * np.pi * np.arange(12) / 12
+    circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    assert np.isclose(gf.oracles.covering_radius(circle), 2 * np.sin(np.pi / 24))
+    octahedron = np.vstack([np.eye(3), -np.eye(3)])
+    expected = np.sqrt(2 - 2 / np.sqrt(3))  # the point (1, 1, 1) / sqrt(3)
+    assert np.isclose(gf.oracles.covering_radius(octahedron), expected)
+    assert gf.oracles.covering_radius(np.eye(3)) == 2
+
+
+def test_covering_bound_of_a_fine_cover():
+    # 200 neurons of each sign around the circle, moved by a hundredth of a radian.
+    count = 200
+    model = gf.models.TwoLayer(2, 2 * count, key=jax.random.key(0))
+    signs = np.asarray(signs_of(model))
+    weight = np.zeros((2 * count, 2))
+    for sign in (-1, 1):
+        own = np.flatnonzero(signs == sign)
+        spread = 2 * np.pi * np.arange(len(own)) / len(own)
+        weight[own] = np.stack([np.cos(spread), np.sin(spread)], axis=1)
+    x = jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+    problem = gf.Problem(model, x, jnp.array([1.0, -1.0, 1.0, -1.0]))
+    start = problem.model(jnp.asarray(weight).ravel())
+    c, s = np.cos(0.01), np.sin(0.01)
+    turned = weight @ np.array([[c, s], [-s, c]])
+    found = gf.oracles.covering_bound(
+        problem, start, problem.model(jnp.asarray(turned).ravel())
+    )
+    fewest = min(np.sum(signs == 1), np.sum(signs == -1))
+    hole = 2 * np.sin(np.pi / fewest / 2)
+    assert np.isclose(found.epsilon, max(hole, 2 * np.sin(0.005)))
+    assert np.isclose(found.bound, 0.25 - 4 * found.epsilon, rtol=1e-7)
+    assert found.holds == (found.margin >= found.bound)
