@@ -1,5 +1,7 @@
 """Choosing a solver."""
 
+from typing import Any
+
 import diffrax
 
 from .chebyshev import RKC2
@@ -8,9 +10,7 @@ from .rosenbrock import Rodas5P
 LARGEST_DENSE = 1500
 
 
-def choose(
-    k: int, solver: diffrax.AbstractSolver | None = None
-) -> diffrax.AbstractSolver:
+def choose(k: int, solver: Any = None) -> diffrax.AbstractSolver:
     """The solver for `k` parameters.
 
     `None` gives `Rodas5P()` up to 1500 parameters, whose dense Jacobian is then cheap

@@ -1,0 +1,253 @@
+"""Order, stability, dense output and bookkeeping of the solvers."""
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gradflow as gf
+
+SOLVERS = [gf.solvers.Rodas5P(), gf.solvers.RKC2()]
+# Order of the solution and of the dense output.
+ORDERS = {"Rodas5P": (5, 4), "RKC2": (2, 2)}
+ids = [type(solver).__name__ for solver in SOLVERS]
+
+
+def pendulum(t, y, args):
+    """Smooth, non-linear, driven, with a PyTree state that holds a scalar."""
+    t = t.astype(y["q"].dtype)
+    pull = jnp.stack([y["q"][1], -jnp.sin(y["q"][0])])
+    return {"q": pull + 0.3 * jnp.sin(2 * t), "r": -y["r"] * jnp.cos(t)}
+
+
+START = {"q": jnp.array([1.0, 0.3]), "r": jnp.array(2.0)}
+
+
+@eqx.filter_jit
+def fixed_steps(solver, steps, times, field=pendulum, y0=START):
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(field),
+        solver,
+        0.0,
+        2.0,
+        2.0 / steps,
+        y0,
+        saveat=diffrax.SaveAt(ts=times),
+    )
+    assert solution.ys is not None
+    return solution.ys
+
+
+def reference(times):
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(pendulum),
+        diffrax.Dopri8(),
+        0.0,
+        2.0,
+        0.01,
+        START,
+        saveat=diffrax.SaveAt(ts=jnp.sort(times)),
+        stepsize_controller=diffrax.PIDController(1e-13, 1e-13),
+    )
+    back = jnp.argsort(jnp.argsort(times))
+    assert solution.ys is not None
+    return jax.tree.map(lambda y: np.asarray(y[back]), solution.ys)
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=ids)
+def test_order_by_slope(solver):
+    times = jnp.linspace(0, 2, 37)
+    exact = reference(times)
+
+    def errors(steps):
+        ys = fixed_steps(solver, jnp.asarray(steps), times)
+        gaps = [
+            jnp.abs(ys["q"] - exact["q"]).max(1),
+            jnp.abs(ys["r"] - exact["r"]),
+        ]
+        at_times = jnp.stack(gaps).max(0)
+        return np.array([at_times[-1], at_times.max()])
+
+    slopes = np.log2(errors(16) / errors(32))
+    order, dense = ORDERS[type(solver).__name__]
+    assert abs(slopes[0] - order) < 0.25
+    assert dense - 0.25 < slopes[1] < order + 0.25
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=ids)
+def test_dense_output_of_one_step(solver):
+    # One step from the same start: the error of an interpolant of order q is h^(q+1).
+    term, times = diffrax.ODETerm(pendulum), jnp.array([0.21, 0.5, 0.83])
+    exact = reference(jnp.concatenate([0.1 * times, 0.2 * times]))
+
+    @jax.jit
+    def one_step(h):
+        t0 = jnp.zeros_like(h)
+        state = solver.init(term, t0, h, START, None)
+        y1, _, info, _, _ = solver.step(term, t0, h, START, None, state, False)
+        dense = solver.interpolation_cls(t0=t0, t1=h, **info)
+        return y1, dense.evaluate(h), jax.vmap(dense.evaluate)(h * times)
+
+    errors = []
+    for h, expected in zip((0.1, 0.2), np.split(exact["q"], 2)):
+        y1, end, inside = one_step(jnp.asarray(h))
+        np.testing.assert_allclose(end["q"], y1["q"], rtol=1e-14)
+        errors.append(np.abs(inside["q"] - expected).max())
+    slope = np.log2(errors[1] / errors[0])
+    assert abs(slope - (ORDERS[type(solver).__name__][1] + 1)) < 0.4
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=ids)
+def test_stable_on_stiff_linear_problem(solver):
+    # y' = -A (y - cos t) with eigenvalues from 1 to 1e5: few, long, accurate steps.
+    rng = np.random.default_rng(0)
+    basis, _ = np.linalg.qr(rng.normal(size=(6, 6)))
+    matrix = jnp.asarray(basis * np.geomspace(1, 1e5, 6) @ basis.T)
+
+    def field(t, y, args):
+        return -matrix @ (y - jnp.cos(t)) - jnp.sin(t)
+
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(field),
+        solver,
+        0.0,
+        10.0,
+        0.01,
+        jnp.zeros(6),
+        stepsize_controller=diffrax.PIDController(1e-3, 1e-3),
+    )
+    assert solution.stats["num_steps"] < 150 and solution.ys is not None
+    offset = basis.T @ -np.ones(6) * np.exp(-10.0 * np.geomspace(1, 1e5, 6))
+    exact = np.cos(10.0) + basis @ offset
+    np.testing.assert_allclose(solution.ys[0], exact, atol=5e-3)
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=ids)
+def test_backward_in_time(solver):
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(lambda t, y, args: 2 * t * y),
+        solver,
+        1.0,
+        0.0,
+        -0.01,
+        jnp.array([np.e]),
+    )
+    assert solution.ys is not None
+    np.testing.assert_allclose(solution.ys[0], 1.0, rtol=1e-3)
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=ids)
+def test_step_that_is_not_finite_is_handed_back(solver):
+    # Undefined below 0.9, where all but the first stage of a long step lie.
+    term = diffrax.ODETerm(lambda t, y, args: jnp.where(y < 0.9, jnp.nan, -y))
+    y0, t0, t1 = jnp.ones(1), jnp.array(0.0), jnp.array(2.0)
+    state = solver.init(term, t0, t1, y0, None)
+    y1, error, _, _, result = solver.step(term, t0, t1, y0, None, state, False)
+    assert result == diffrax.RESULTS.successful
+    assert np.all(y1 == y0) and np.all(np.isinf(error))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("solver", SOLVERS, ids=ids)
+def test_state_keeps_structure_and_dtypes(solver, dtype):
+    term = diffrax.ODETerm(lambda t, y, args: (-y[0], jnp.sum(y[0])))
+    y0 = (jnp.ones(3, dtype), jnp.zeros((), dtype))
+    t0, t1 = jnp.array(0.0), jnp.array(0.1)  # float64, whatever the state is
+    state = solver.init(term, t0, t1, y0, None)
+    y1, error, _, new, result = solver.step(term, t0, t1, y0, None, state, False)
+    assert result == diffrax.RESULTS.successful
+    assert eqx.tree_equal(
+        *(jax.tree.map(lambda a: jnp.zeros_like(a), tree) for tree in (state, new))
+    )
+    for tree in (y1, error):
+        assert [leaf.dtype for leaf in jax.tree.leaves(tree)] == [dtype, dtype]
+    kept = solver.rejected(state, new)
+    assert jax.tree.structure(kept) == jax.tree.structure(state)
+    assert solver.counts(kept)["gradient_evaluations"] > 0
+
+
+def test_counts_equal_calls():
+    calls = []
+
+    def field(t, y, args):
+        jax.debug.callback(lambda: calls.append(1))
+        return -y
+
+    def work(solver, y0):
+        calls.clear()
+        term = diffrax.ODETerm(field)
+        times = (jnp.array(0.0), jnp.array(0.5))
+        state = solver.init(term, *times, y0, None)
+        state = solver.step(term, *times, y0, None, state, False)[3]
+        jax.effects_barrier()
+        return solver.counts(state), len(calls)
+
+    counts, called = work(gf.solvers.RKC2(), jnp.ones(4))
+    # A product by `jax.jvp` evaluates the function once too.
+    assert called == counts["gradient_evaluations"] + counts["jacobian_products"]
+    assert counts["factorizations"] == 0
+    np.testing.assert_allclose(counts["spectral_radius"], 1.0, rtol=1e-12)
+    counts, _ = work(gf.solvers.Rodas5P(), jnp.ones(4))
+    assert counts == {
+        "gradient_evaluations": 8,
+        "jacobian_products": 4,
+        "factorizations": 1,
+    }
+
+
+def test_rkc2_takes_as_many_stages_as_stability_needs():
+    # Real eigenvalues up to 1e4: h * rho = 1e3 takes 1 + sqrt(1 + 1.54 * 1.1 * 1e3).
+    rates = jnp.geomspace(1, 1e4, 9)
+    solver, term = gf.solvers.RKC2(), diffrax.ODETerm(lambda t, y, args: -rates * y)
+    h, y0 = jnp.array(0.1), jnp.ones(9)
+    state = solver.init(term, 0.0, h, y0, None)
+    y1, _, _, new, _ = solver.step(term, 0.0, h, y0, None, state, False)
+    stages = solver.counts(new)["gradient_evaluations"] - 1
+    assert 38 < stages < 44
+    assert float(solver.counts(new)["spectral_radius"]) == pytest.approx(1e4, rel=0.01)
+    assert np.all(np.abs(y1) < 1)
+
+
+def test_rkc2_hands_back_steps_beyond_its_stages():
+    solver = gf.solvers.RKC2(max_stages=20)
+    term = diffrax.ODETerm(lambda t, y, args: -1e4 * y)
+    state = solver.init(term, 0.0, 1.0, jnp.ones(2), None)
+    y1, error, _, new, _ = solver.step(term, 0.0, 1.0, jnp.ones(2), None, state, False)
+    assert np.all(np.isinf(error)) and np.all(y1 == 1.0)
+    assert solver.counts(new)["gradient_evaluations"] == 1
+    with pytest.raises(ValueError, match="max_stages"):
+        gf.solvers.RKC2(max_stages=2)
+
+
+def test_zero_jacobian():
+    # Nothing for the power iteration to find; the solution is exact.
+    for solver in SOLVERS:
+        ys = fixed_steps(
+            solver, 3, jnp.array([2.0]), lambda t, y, a: jnp.ones(2), jnp.zeros(2)
+        )
+        np.testing.assert_allclose(ys[0], 2.0, rtol=1e-12)
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=ids)
+def test_no_recompilation(solver):
+    term = diffrax.ODETerm(lambda t, y, args: -args * y)
+
+    @eqx.filter_jit
+    @eqx.debug.assert_max_traces(max_traces=1)
+    def step(t0, t1, y0, args, state):
+        return solver.step(term, t0, t1, y0, args, state, False)
+
+    y, t = jnp.ones(2), jnp.array(0.0)
+    state = solver.init(term, t, t, y, jnp.array(1.0))
+    for h, rate in ((0.1, 1.0), (0.5, 1e3)):
+        y, _, _, state, _ = step(t, t + h, y, jnp.array(rate), state)
+
+
+def test_choice():
+    assert isinstance(gf.solvers.choose(1500), gf.solvers.Rodas5P)
+    assert isinstance(gf.solvers.choose(1501), gf.solvers.RKC2)
+    assert gf.solvers.choose(5, diffrax.Tsit5()) == diffrax.Tsit5()
+    with pytest.raises(ValueError, match="`solver` must be a Diffrax solver"):
+        gf.solvers.choose(5, "rkc")
