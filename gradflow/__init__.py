@@ -4,6 +4,7 @@ from . import (
     diagnostics as diagnostics,
     models as models,
     oracles as oracles,
+    plot as plot,
     solvers as solvers,
 )
 from ._certificate import Certificate as Certificate
@@ -24,5 +25,5 @@ from ._losses import (
 from ._parameters import Fixed as Fixed
 from ._problem import Problem as Problem
 from ._results import FlowError as FlowError, Result as Result
-from ._trajectory import Trajectory as Trajectory
 from ._tangent_kernel import tangent_kernel as tangent_kernel
+from ._trajectory import Trajectory as Trajectory

@@ -1,4 +1,4 @@
-"""A classification problem: model, data and loss, seen as functions of flat parameters."""
+"""A classification problem: model, data and loss as functions of flat parameters."""
 
 import math
 from collections.abc import Callable
@@ -40,6 +40,7 @@ class Problem(eqx.Module):
     - `trainable`: which leaves of `model` are trained; `gf.models.Fixed` never is.
     - `batch_size`: evaluate the risk over so many examples at a time, which bounds the
         memory; results agree with the whole batch to rounding. All at once by default.
+    - `one_class`: allow labels that are all the same, usually a mistake.
 
     **Attributes:** `theta` (initial parameters), `x`, `y`, `loss`, `degree`,
     `layer_degrees` (degree in each trained array separately, or `None` where the model
@@ -70,18 +71,19 @@ class Problem(eqx.Module):
         homogeneous: bool = True,
         trainable: Callable[[Any], bool] = eqx.is_inexact_array,
         batch_size: int | None = None,
+        one_class: bool = False,
     ):
         if not callable(model):
             raise ValueError(f"`model` must be callable on one example; got {model!r}.")
-        x, y = _checked_data(x, y)
+        x, y = _checked_data(x, y, one_class)
         params, self.frozen = eqx.partition(
             model, trainable, is_leaf=lambda leaf: isinstance(leaf, Fixed)
         )
         self.layout, self.theta = Layout.of(params)
         if not bool(jnp.all(jnp.isfinite(self.theta))):
             raise ValueError(
-                f"`model` has {int(jnp.sum(~jnp.isfinite(self.theta)))} parameters that "
-                "are NaN or infinite; check its initialisation."
+                f"`model` has {int(jnp.sum(~jnp.isfinite(self.theta)))} parameters "
+                "that are NaN or infinite; check its initialisation."
             )
         output = _output_shape(model, x)
         if loss is None:
@@ -104,7 +106,8 @@ class Problem(eqx.Module):
         else:
             if degree is not None:
                 raise ValueError(
-                    f"`degree={degree}` was given with `homogeneous=False`: leave one out."
+                    f"`degree={degree}` was given with `homogeneous=False`: leave one "
+                    "of them out."
                 )
             self.degree = None
             self.layer_degrees = (None,) * len(self.layout.names)
@@ -186,7 +189,7 @@ class Problem(eqx.Module):
     def log_risk_and_direction(
         self, theta: Float[Array, " k"]
     ) -> tuple[Float[Array, ""], Float[Array, " k"]]:
-        r"""$\ln L$ and the ascent direction $G = -\nabla\ln L$; one gradient evaluation.
+        r"""$\ln L$ and the ascent direction $G = -\nabla\ln L$, one gradient.
 
         With `batch_size` the gradients of the batches' own log risks are combined with
         weights $L_b / L$, so a batch is visited once and nothing is stored per example.
@@ -211,7 +214,7 @@ class Problem(eqx.Module):
         return value, -grad
 
     def _batches(self):
-        size = self.batch_size
+        size = self.batch_size or self.n
         count = math.ceil(self.n / size)
         # The last batch is filled up with copies of the first example at weight zero.
         index = np.arange(count * size)
@@ -227,7 +230,7 @@ class Problem(eqx.Module):
         return out.reshape(-1, *out.shape[2:])[: self.n]
 
 
-def _checked_data(x, y) -> tuple[Array, Array]:
+def _checked_data(x, y, one_class) -> tuple[Array, Array]:
     x, y = (
         value if isinstance(value, jax.Array) else np.asarray(value) for value in (x, y)
     )
@@ -251,10 +254,10 @@ def _checked_data(x, y) -> tuple[Array, Array]:
         )
     if not np.all(np.isfinite(np.asarray(y))):
         raise ValueError("`y` holds NaN or infinity: remove those examples.")
-    if len(np.unique(np.asarray(y))) == 1 and len(y) > 1:
+    if not one_class and len(np.unique(np.asarray(y))) == 1 and len(y) > 1:
         raise ValueError(
-            f"`y` holds one class only ({np.asarray(y)[0]}) in {len(y)} examples: there "
-            "is nothing to separate."
+            f"`y` holds one class only ({np.asarray(y)[0]}) in {len(y)} examples: "
+            "there is nothing to separate (pass `one_class=True` if that is meant)."
         )
     return jnp.asarray(x), jnp.asarray(y)
 
@@ -266,7 +269,8 @@ def _output_shape(model, x) -> tuple[int, ...]:
         )
     except Exception as error:
         raise ValueError(
-            f"`model` could not be called on one example of shape {x.shape[1:]}: {error}"
+            f"`model` could not be called on one example of shape {x.shape[1:]}: "
+            f"{error}"
         ) from error
     if not hasattr(out, "shape"):
         raise ValueError(f"`model` must return one array for one example; got {out!r}.")
