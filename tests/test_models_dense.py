@@ -50,7 +50,7 @@ def test_problem_measures_the_degrees():
 
 
 def naive_smooth_mlp(weights, x, eps, delta):
-    """Neuron by neuron, r = eps |w| sqrt(|h|^2 + delta^2 |x|^2 prod |W|^2 / width)."""
+    """Neuron by neuron, r = eps |w| sqrt(|h|^2 + delta^2 |x|^2 prod |W|^2 / fan-in)."""
     h, product = np.asarray(x), float(np.sum(np.asarray(x) ** 2))
     for weight in weights[:-1]:
         new = []
@@ -61,7 +61,7 @@ def naive_smooth_mlp(weights, x, eps, delta):
             new.append(
                 z if u > 1 else 0.0 if u < -1 else r * (1 + u) ** 3 * (3 - u) / 16
             )
-        product *= np.sum(weight**2) / weight.shape[0]
+        product *= np.sum(weight**2) / weight.shape[1]
         h = np.array(new)
     return weights[-1] @ h
 

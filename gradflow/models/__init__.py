@@ -12,6 +12,13 @@ from .activations import (
     SmoothLeakyReLU as SmoothLeakyReLU,
     SmoothReLU as SmoothReLU,
 )
+from .cnn import VGG16 as VGG16, HAlexNet as HAlexNet, LyuLiCNN as LyuLiCNN
+from .convolution import (
+    AvgPool as AvgPool,
+    Conv as Conv,
+    GlobalAvgPool as GlobalAvgPool,
+    MaxPool as MaxPool,
+)
 from .dense import (
     MLP as MLP,
     DeepLinear as DeepLinear,

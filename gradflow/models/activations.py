@@ -32,9 +32,9 @@ class Scale(eqx.Module):
     - `weight`: $\lVert w\rVert$, shape `(channels,)`.
     - `inputs`: $\lVert h\rVert^2$, shape `positions`: `()` for a dense layer.
     - `reference`: a number, $\lVert x\rVert^2 \prod_l \lVert W_l\rVert^2 /
-        \text{width}_l$ over the layers before: what $\lVert h\rVert^2$ would be if
-        the activations before had not cut it. It is positive also where $h$ vanishes
-        because every neuron before is off.
+        \text{fan-in}_l$ over the layers before: about what $\lVert h\rVert^2$ would be
+        if the activations before had not cut it. It is positive also where $h$
+        vanishes because every neuron before is off.
     """
 
     weight: Float[Array, " channels"]
@@ -110,7 +110,8 @@ def _two_slopes(z, scale, eps, delta, left):
     return relu if left == 0 else left * z + (1 - left) * relu
 
 
-def _check_smoothing(eps, delta):
+def check_smoothing(eps: float, delta: float) -> None:
+    """Raises `ValueError` unless `eps` lies in [0, 1] and `delta` is not negative."""
     if not 0 <= eps <= 1:
         raise ValueError(f"`eps` must lie in [0, 1]; got {eps}.")
     if delta < 0:
@@ -213,8 +214,8 @@ class SmoothReLU(AbstractActivation):
 
     The half-width of the rounded band is $r = \varepsilon\lVert w\rVert
     \sqrt{\lVert h\rVert^2 + \delta^2 \lVert x\rVert^2 \prod_l \lVert W_l\rVert^2 /
-    \text{width}_l}$, with `w` the neuron's weights, `h` its input and the product over
-    the layers before it. $r$ scales as the preactivation does, in all
+    \text{fan-in}_l}$, with `w` the neuron's weights, `h` its input and the product
+    over the layers before it. $r$ scales as the preactivation does, in all
     parameters together and in each layer alone, so the network keeps its degrees. The
     `delta` term leaves no kink where an example's hidden layer is all zero.
 
@@ -225,7 +226,7 @@ class SmoothReLU(AbstractActivation):
     delta: float | int = eqx.field(static=True, default=0.1)
 
     def __check_init__(self):
-        _check_smoothing(self.eps, self.delta)
+        check_smoothing(self.eps, self.delta)
 
     def __call__(self, z, scale=None):
         return _two_slopes(z, scale, self.eps, self.delta, 0)
@@ -243,7 +244,7 @@ class SmoothLeakyReLU(AbstractActivation):
     delta: float | int = eqx.field(static=True, default=0.1)
 
     def __check_init__(self):
-        _check_smoothing(self.eps, self.delta)
+        check_smoothing(self.eps, self.delta)
 
     def __call__(self, z, scale=None):
         return _two_slopes(z, scale, self.eps, self.delta, self.slope)
@@ -260,7 +261,7 @@ class SmoothAbs(AbstractActivation):
     delta: float | int = eqx.field(static=True, default=0.1)
 
     def __check_init__(self):
-        _check_smoothing(self.eps, self.delta)
+        check_smoothing(self.eps, self.delta)
 
     def __call__(self, z, scale=None):
         return _two_slopes(z, scale, self.eps, self.delta, -1)

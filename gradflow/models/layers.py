@@ -23,8 +23,9 @@ class Signal(eqx.Module):
 
     **Attributes:**
 
-    - `value`: the activations $h$.
-    - `reference`: squared reference scale, one number (see `Scale`).
+    - `value`: the activations $h$, channels last.
+    - `reference`: one number, about $\lVert h\rVert^2$ at one position had no
+        activation cut it (see `Scale`).
     - `scale`: natural size of `value` if it comes from a layer with weights.
     """
 
@@ -34,8 +35,8 @@ class Signal(eqx.Module):
 
     @staticmethod
     def of(x: Float[Array, "..."]) -> "Signal":
-        """The signal that enters a network."""
-        return Signal(x, jnp.sum(x**2))
+        """The signal that enters a network: a vector, or an image, channels last."""
+        return Signal(x, jnp.sum(x**2) / math.prod(x.shape[:-1]))
 
 
 class AbstractLayer(eqx.Module):
@@ -140,11 +141,12 @@ class Dense(AbstractLayer):
             z = z + self.bias
             rows, inputs, reference = rows + self.bias**2, inputs + 1, reference + 1
         scale = Scale(safe_sqrt(rows), inputs, reference)
-        return Signal(z, reference * jnp.mean(rows), scale)
+        return Signal(z, reference * jnp.sum(rows) / h.size, scale)
 
 
 class Flatten(AbstractLayer):
-    """All axes in one, in row-major order."""
+    """All axes in one, in row-major order (rows, columns, channels)."""
 
     def __call__(self, signal):
-        return Signal(jnp.ravel(signal.value), signal.reference)
+        positions = math.prod(signal.value.shape[:-1])
+        return Signal(jnp.ravel(signal.value), positions * signal.reference)

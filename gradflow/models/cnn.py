@@ -1,0 +1,202 @@
+r"""The convolutional networks of the papers' experiments.
+
+All take images channels last (a missing channel axis is added) and are homogeneous
+without biases, or with biases in the first layer only, where the bias counts as the
+weight of a constant input.
+"""
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .activations import AbstractActivation, ReLU
+from .convolution import Conv, MaxPool
+from .layers import Dense, Flatten, Signal, apply, output
+
+
+def _biases(bias, count):
+    options = {
+        "first": [True] + [False] * (count - 1),
+        "all": [True] * count,
+        "none": [False] * count,
+    }
+    if bias not in options:
+        raise ValueError(f"`bias` must be one of {list(options)}; got {bias!r}.")
+    return options[bias]
+
+
+def _image(x, channels):
+    x = x[..., None] if x.ndim == 2 else x
+    if x.ndim != 3 or x.shape[2] != channels:
+        raise ValueError(
+            f"`x` has shape {x.shape}: expected (height, width, {channels}), channels "
+            "last."
+        )
+    return Signal.of(x)
+
+
+class HAlexNet(eqx.Module):
+    r"""The PyTorch tutorial's CIFAR network without biases; homogeneous of degree 5.
+
+    conv-6 5x5, pool, conv-16 5x5, pool, fc-120, fc-84, fc-10 on 32x32x3 images, ReLU
+    between the layers. Pooling comes before the activation, with which it commutes.
+
+    **Arguments:** `activation`; `pool`, such as `MaxPool(2, eps=1e-2)`; `key`, `scale`:
+    He initialisation times `scale`.
+
+    **Attributes:** `convs` (2 `Conv`), `dense` (3 `Dense`), `activation`, `pool`.
+
+    **Source:** Ji and Telgarsky, Appendix A (Figure 2a).
+    """
+
+    convs: tuple[Conv, ...]
+    dense: tuple[Dense, ...]
+    activation: AbstractActivation
+    pool: MaxPool
+
+    def __init__(
+        self,
+        activation: AbstractActivation = ReLU(),
+        pool: MaxPool = MaxPool(2),
+        *,
+        key: PRNGKeyArray,
+        scale: float | int = 1.0,
+    ):
+        keys = jax.random.split(key, 5)
+        self.convs = (
+            Conv(3, 6, 5, key=keys[0], scale=scale),
+            Conv(6, 16, 5, key=keys[1], scale=scale),
+        )
+        self.dense = (
+            Dense(400, 120, key=keys[2], scale=scale),
+            Dense(120, 84, key=keys[3], scale=scale),
+            Dense(84, 10, key=keys[4], scale=scale),
+        )
+        self.activation = activation
+        self.pool = pool
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, " 10"]:
+        """The ten outputs for one image."""
+        signal = _image(x, 3)
+        for conv in self.convs:
+            signal = apply((conv, self.pool, self.activation), signal)
+        signal = apply((Flatten(), self.dense[0]), signal)
+        for dense in self.dense[1:]:
+            signal = apply((self.activation, dense), signal)
+        return output(signal)
+
+
+class LyuLiCNN(eqx.Module):
+    r"""Lyu and Li's MNIST network; homogeneous of degree 4 unless `bias="all"`.
+
+    conv-32 5x5, pool, conv-64 3x3, pool, fc-1024, fc-10 on 28x28 images, padded so
+    that a convolution keeps the size.
+
+    **Arguments:**
+
+    - `bias`: in the `"first"` layer only (which keeps the network homogeneous, the
+        paper's "CNN without bias"), in `"all"` layers, or in `"none"`.
+    - `activation`; `pool`, such as `MaxPool(2, eps=1e-2)`.
+    - `key`, `scale`: He initialisation times `scale`; biases start at zero.
+
+    **Attributes:** `convs` (2 `Conv`), `dense` (2 `Dense`), `activation`, `pool`.
+
+    **Source:** Lyu and Li, Appendix K.
+    """
+
+    convs: tuple[Conv, ...]
+    dense: tuple[Dense, ...]
+    activation: AbstractActivation
+    pool: MaxPool
+
+    def __init__(
+        self,
+        activation: AbstractActivation = ReLU(),
+        pool: MaxPool = MaxPool(2),
+        *,
+        bias: str = "first",
+        key: PRNGKeyArray,
+        scale: float | int = 1.0,
+    ):
+        keys = jax.random.split(key, 4)
+        b = _biases(bias, 4)
+        self.convs = (
+            Conv(1, 32, 5, padding="SAME", bias=b[0], key=keys[0], scale=scale),
+            Conv(32, 64, 3, padding="SAME", bias=b[1], key=keys[1], scale=scale),
+        )
+        self.dense = (
+            Dense(7 * 7 * 64, 1024, bias=b[2], key=keys[2], scale=scale),
+            Dense(1024, 10, bias=b[3], key=keys[3], scale=scale),
+        )
+        self.activation = activation
+        self.pool = pool
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, " 10"]:
+        """The ten outputs for one image."""
+        signal = _image(x, 1)
+        for conv in self.convs:
+            signal = apply((conv, self.pool, self.activation), signal)
+        first, second = self.dense
+        return output(apply((Flatten(), first, self.activation, second), signal))
+
+
+class VGG16(eqx.Module):
+    r"""Lyu and Li's VGGNet-16; homogeneous of degree 14 unless `bias="all"`.
+
+    conv-64 twice, conv-128 twice, conv-256, conv-512 and conv-512 three times each, all
+    3x3, with a pool after each group, and fc-10, on 32x32x3 images.
+
+    **Arguments:** as for `LyuLiCNN`, and `widths`, the channels of the five groups.
+
+    **Attributes:** `groups` (tuples of `Conv`), `dense`, `activation`, `pool`.
+
+    **Source:** Lyu and Li, Appendix K.
+    """
+
+    groups: tuple[tuple[Conv, ...], ...]
+    dense: Dense
+    activation: AbstractActivation
+    pool: MaxPool
+
+    def __init__(
+        self,
+        activation: AbstractActivation = ReLU(),
+        pool: MaxPool = MaxPool(2),
+        *,
+        bias: str = "first",
+        widths: tuple[int, int, int, int, int] = (64, 128, 256, 512, 512),
+        key: PRNGKeyArray,
+        scale: float | int = 1.0,
+    ):
+        keys = iter(jax.random.split(key, 14))
+        biases = iter(_biases(bias, 14))
+        groups, inputs = [], 3
+        for width, repeats in zip(widths, (2, 2, 3, 3, 3)):
+            group = []
+            for _ in range(repeats):
+                group.append(
+                    Conv(
+                        inputs,
+                        width,
+                        3,
+                        padding="SAME",
+                        bias=next(biases),
+                        key=next(keys),
+                        scale=scale,
+                    )
+                )
+                inputs = width
+            groups.append(tuple(group))
+        self.groups = tuple(groups)
+        self.dense = Dense(inputs, 10, bias=next(biases), key=next(keys), scale=scale)
+        self.activation = activation
+        self.pool = pool
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, " 10"]:
+        """The ten outputs for one image."""
+        signal = _image(x, 3)
+        for group in self.groups:
+            for conv in group[:-1]:
+                signal = apply((conv, self.activation), signal)
+            signal = apply((group[-1], self.pool, self.activation), signal)
+        return output(apply((Flatten(), self.dense), signal))

@@ -1,0 +1,188 @@
+"""Convolution and pooling of images, channels last."""
+
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .activations import Scale, check_smoothing, safe_sqrt, smooth_relu
+from .layers import AbstractLayer, Signal, he_normal
+
+Padding = int | Literal["SAME", "VALID"]
+
+
+def _convolve(h, kernel, stride, padding):
+    pads = padding if isinstance(padding, str) else [(padding, padding)] * 2
+    return jax.lax.conv_general_dilated(
+        h[None],
+        kernel,
+        (stride, stride),
+        pads,
+        dimension_numbers=("NHWC", "OHWI", "NHWC"),
+    )[0]
+
+
+class Conv(AbstractLayer):
+    """Cross-correlation of an image of shape `(height, width, channels)`.
+
+    **Arguments:**
+
+    - `inputs`, `outputs`: numbers of channels.
+    - `size`: height and width of the filters.
+    - `stride`, `padding`: a number of rows and columns, or "SAME" or "VALID".
+    - `bias`: as for `Dense`.
+    - `key`, `scale`: He initialisation times `scale`.
+
+    **Attributes:** `weight`, shape `(outputs, size, size, inputs)`; `bias`.
+    """
+
+    weight: Float[Array, "outputs size size inputs"]
+    bias: Float[Array, " outputs"] | None
+    stride: int = eqx.field(static=True)
+    padding: Padding = eqx.field(static=True)
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: int,
+        *,
+        key: PRNGKeyArray,
+        stride: int = 1,
+        padding: Padding = "VALID",
+        scale: float | int = 1.0,
+        bias: bool = False,
+    ):
+        self.weight = he_normal(key, (outputs, size, size, inputs), scale)
+        self.bias = jnp.zeros(outputs) if bias else None
+        self.stride = stride
+        self.padding = padding
+
+    def __call__(self, signal):
+        h = signal.value
+        if h.ndim != 3 or h.shape[2] != self.weight.shape[3]:
+            raise ValueError(
+                f"A convolution of {self.weight.shape[3]} channels was given shape "
+                f"{h.shape}: expected (height, width, {self.weight.shape[3]})."
+            )
+        size = self.weight.shape[1]
+        rows = jnp.sum(self.weight**2, axis=(1, 2, 3))
+        z = _convolve(h, self.weight, self.stride, self.padding)
+        ones = jnp.ones((1, size, size, 1), h.dtype)
+        square = jnp.sum(h**2, axis=2, keepdims=True)
+        inputs = _convolve(square, ones, self.stride, self.padding)[..., 0]
+        reference = size**2 * signal.reference
+        if self.bias is not None:
+            z = z + self.bias[None, None]
+            rows, inputs, reference = rows + self.bias**2, inputs + 1, reference + 1
+        fan_in = self.weight[0].size
+        scale = Scale(safe_sqrt(rows), inputs, reference)
+        return Signal(z, reference * jnp.sum(rows) / fan_in, scale)
+
+
+def _windows(h, size, stride, padding, fill):
+    """The `size * size` strided views of an image whose entries meet in a window."""
+    h = jnp.pad(
+        h, [(padding, padding)] * 2 + [(0, 0)] * (h.ndim - 2), constant_values=fill
+    )
+    rows, columns = ((n - size) // stride * stride + 1 for n in h.shape[:2])
+    return [
+        h[i : i + rows : stride, j : j + columns : stride]
+        for i in range(size)
+        for j in range(size)
+    ]
+
+
+class MaxPool(AbstractLayer):
+    r"""Largest entry of each window; smoothed where `eps` is positive.
+
+    The smoothed maximum is a tournament of pairs, $\max_\varepsilon(a, b) =
+    b + r\,\varphi((a - b)/r)$ with $r$ the band of `SmoothReLU`, in it the mean of both
+    sides' $\lVert h\rVert^2$: symmetric in each pair, exact where they differ by more
+    than $r$, homogeneous. Put it before the activation, with which it commutes when
+    exact: a pair of equal entries is raised by $\tfrac{3}{16} r$, dead ones too.
+
+    With `eps = 0`, entries that tie exactly share the derivative equally.
+
+    **Arguments:** `size` of the windows, `stride` (`size` when not given), `padding`,
+    `eps`, `delta`.
+    """
+
+    size: int = eqx.field(static=True, default=2)
+    stride: int | None = eqx.field(static=True, default=None)
+    padding: int = eqx.field(static=True, default=0)
+    eps: float | int = eqx.field(static=True, default=0.0)
+    delta: float | int = eqx.field(static=True, default=0.1)
+
+    def __check_init__(self):
+        check_smoothing(self.eps, self.delta)
+        if self.eps > 0 and self.padding > 0:
+            raise ValueError(
+                f"`padding={self.padding}` and `eps={self.eps}`: a smoothed maximum "
+                "over padded windows is not defined; set one of them to zero."
+            )
+
+    def __call__(self, signal):
+        def windows(h, fill):
+            return _windows(h, self.size, self.stride or self.size, self.padding, fill)
+
+        scale, values = signal.scale, windows(signal.value, -jnp.inf)
+        if scale is None:
+            if self.eps > 0:
+                raise ValueError(
+                    f"Smoothed pooling (eps={self.eps}) needs the scale of a layer "
+                    "with weights before it: put a convolution there."
+                )
+            return Signal(_tournament(values, jnp.maximum), signal.reference)
+        if self.eps == 0:
+            inputs = windows(scale.inputs, 0)
+            value, size = _tournament(values, jnp.maximum), _tournament(inputs, _mean)
+        else:
+
+            def match(first, second):
+                (a, a_size), (b, b_size) = first, second
+                size = _mean(a_size, b_size)
+                pair = Scale(scale.weight, size, scale.reference)
+                return b + smooth_relu(a - b, pair.band(self.eps, self.delta)), size
+
+            players = list(zip(values, windows(scale.inputs, 0)))
+            value, size = _tournament(players, match)
+        return Signal(
+            value, signal.reference, Scale(scale.weight, size, scale.reference)
+        )
+
+
+def _mean(a, b):
+    return (a + b) / 2
+
+
+def _tournament(players, match):
+    while len(players) > 1:
+        pairs = zip(players[::2], players[1::2])
+        odd = players[-1:] if len(players) % 2 else []
+        players = [match(a, b) for a, b in pairs] + odd
+    return players[0]
+
+
+class AvgPool(AbstractLayer):
+    """Mean of each window of `size` rows and columns; windows do not overlap."""
+
+    size: int = eqx.field(static=True, default=2)
+
+    def __call__(self, signal):
+        def mean(h):
+            return jnp.mean(jnp.stack(_windows(h, self.size, self.size, 0, 0)), axis=0)
+
+        scale = signal.scale
+        if scale is not None:
+            scale = Scale(scale.weight, mean(scale.inputs), scale.reference)
+        return Signal(mean(signal.value), signal.reference, scale)
+
+
+class GlobalAvgPool(AbstractLayer):
+    """Mean over all positions, of shape `(channels,)`."""
+
+    def __call__(self, signal):
+        return Signal(jnp.mean(signal.value, axis=(0, 1)), signal.reference)
