@@ -1,26 +1,35 @@
 """Quantities of the theory, derived from one snapshot of the flow."""
 
-from .kkt import KKT as KKT
-from .kkt import Multipliers as Multipliers
-from .kkt import kkt as kkt
+from .kkt import KKT as KKT, Multipliers as Multipliers, kkt as kkt
+from .layers import (
+    Chain as Chain,
+    Layers as Layers,
+    Neurons as Neurons,
+    chain as chain,
+    layers as layers,
+    neurons as neurons,
+)
+from .potentials import Potentials as Potentials, potentials as potentials
 from .snapshot import (
     Snapshot as Snapshot,
-)
-from .snapshot import (
     dual as dual,
-)
-from .snapshot import (
     snapshot as snapshot,
-)
-from .snapshot import (
     weights as weights,
+)
+from .spectrum import (
+    Spectrum as Spectrum,
+    spectral_radius as spectral_radius,
+    spectrum as spectrum,
+    top_eigenvalues as top_eigenvalues,
 )
 from .standard import (
     QUANTITIES as QUANTITIES,
-)
-from .standard import (
     Quantity as Quantity,
-)
-from .standard import (
     standard as standard,
+)
+from .support import (
+    Support as Support,
+    direction_norm as direction_norm,
+    integrated_multipliers as integrated_multipliers,
+    support as support,
 )

@@ -1,0 +1,134 @@
+"""The potential J, its derivative and bound, and the split of gradients."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+from jaxtyping import Array, Float
+
+from .._problem import Problem
+from .common import need_degree, point, theta_of
+from .snapshot import dual, smoothed_margin_slope
+from .spectrum import top_eigenvalues
+
+
+class Potentials(eqx.Module):
+    r"""Potentials and decompositions at one point; see `potentials`.
+
+    Parts are norms of the radial part (along $\theta$) and the spherical part (normal
+    to it); radial parts carry the sign of $\langle\cdot, \theta\rangle$.
+
+    **Attributes:**
+
+    - `j_potential`: $J = \lVert\nabla\alpha\rVert^2/\rho^{2L-2}$.
+    - `j_derivative`: $\langle\nabla J, \nabla\alpha\rangle = \tfrac{dJ}{dt}
+        / (-\ell'(\alpha))$, by a Hessian-vector product.
+    - `j_derivative_s`: $dJ/ds$.
+    - `j_bound`: the bound of Lemma D.3 for `j_derivative`; NaN unless asked for.
+    - `sine_squared`: $\sin^2$ of the angle between $\theta$ and $-\nabla L$.
+    - `log_radial_risk_gradient`, `log_spherical_risk_gradient`: ln of the parts of
+        $\nabla L$ (radial: of $-\nabla L$, NaN where $\theta$ shrinks).
+    - `radial_smoothed_margin_gradient`, `spherical_smoothed_margin_gradient`: of
+        $\nabla\alpha$.
+    - `radial_normalized_gradient`, `spherical_normalized_gradient`: of
+        $\nabla\tilde\alpha$, $\tilde\alpha = \alpha/\rho^L$.
+    - `case_ratio`: $\lVert\partial_\perp\tilde\alpha\rVert / (\lVert\partial_r
+        \tilde\alpha\rVert\,\rho^{L/3})$. Lemma 3.3's proof treats the points above
+        some constant by its first case, those below by its second.
+    """
+
+    j_potential: Float[Array, ""]
+    j_derivative: Float[Array, ""]
+    j_derivative_s: Float[Array, ""]
+    j_bound: Float[Array, ""]
+    sine_squared: Float[Array, ""]
+    log_radial_risk_gradient: Float[Array, ""]
+    log_spherical_risk_gradient: Float[Array, ""]
+    radial_smoothed_margin_gradient: Float[Array, ""]
+    spherical_smoothed_margin_gradient: Float[Array, ""]
+    radial_normalized_gradient: Float[Array, ""]
+    spherical_normalized_gradient: Float[Array, ""]
+    case_ratio: Float[Array, ""]
+
+
+def potentials(problem: Problem, model: Any, *, bound: bool = False) -> Potentials:
+    r"""J with its derivative along the flow, and radial and spherical parts.
+
+    **Arguments:**
+
+    - `model`: a module, or flat parameters of shape `(k,)`.
+    - `bound`: also compute the bound of Lemma D.3 as its proof gives it,
+        $$\langle\nabla J, \nabla\alpha\rangle \le \frac{2\bigl(K\rho^L +
+        2L(L-1)\beta\bigr)\lVert\nabla\alpha\rVert^2}{\rho^{2L}}\sin^2.$$
+        In place of the proof's $K = 2K_\sigma$, with $K_\sigma$ the largest norm of
+        any $\nabla^2p_i$ on the unit sphere, $K$ is here the norm of $\sum_i
+        q_i\nabla^2p_i$ at $\theta/\rho$ ($q$ the dual variables), which is all that
+        the proof needs at this point. Holds where $L < \ell(0)$, for twice
+        differentiable margins.
+
+    **Raises:** `ValueError` for a model without degree.
+
+    **Source:** Ji and Telgarsky, Lemma D.3 with Equations (D.5) to (D.9); Lemmas C.2
+    and C.3; proof of Lemma 3.3.
+    """
+    degree = need_degree(problem, "potentials")
+    theta = theta_of(problem, model)
+    out = _potentials(problem, theta, degree)
+    if not bound:
+        return out
+    return eqx.tree_at(lambda p: p.j_bound, out, _bound(problem, theta, degree, out))
+
+
+@eqx.filter_jit
+def _potentials(problem, theta, degree):
+    snap = point(problem, theta)
+    rho, slope = snap.rho, smoothed_margin_slope(snap)
+    radial = snap.radial / rho
+    spherical = jnp.linalg.norm(snap.direction - (radial / rho) * theta)
+    direction_norm = jnp.linalg.norm(snap.direction)
+
+    def log_j(theta):
+        log_risk, direction = problem.log_risk_and_direction(theta)
+        slope = problem.loss.log_slope(problem.loss.inverse(log_risk))
+        norm = jnp.log(jnp.linalg.norm(direction)) - jnp.log(slope)
+        return 2 * norm - (2 * degree - 2) * jnp.log(jnp.linalg.norm(theta))
+
+    value, along = jax.jvp(log_j, (theta,), (snap.direction,))
+    j = jnp.exp(value)
+    alpha = problem.loss.inverse(snap.log_risk)
+    # grad of alpha / rho^L = grad alpha / rho^L - L alpha theta / rho^(L + 2)
+    radial_normalized = (radial / slope - degree * alpha / rho) / rho**degree
+    spherical_normalized = spherical / slope / rho**degree
+    ratio = spherical_normalized / jnp.abs(radial_normalized)
+    return Potentials(
+        j_potential=j,
+        j_derivative=j * along / slope,
+        j_derivative_s=j * along / direction_norm**2,
+        j_bound=jnp.full_like(j, jnp.nan),
+        sine_squared=(spherical / direction_norm) ** 2,
+        log_radial_risk_gradient=snap.log_risk + jnp.log(radial),
+        log_spherical_risk_gradient=snap.log_risk + jnp.log(spherical),
+        radial_smoothed_margin_gradient=radial / slope,
+        spherical_smoothed_margin_gradient=spherical / slope,
+        radial_normalized_gradient=radial_normalized,
+        spherical_normalized_gradient=spherical_normalized,
+        case_ratio=ratio / rho ** (degree / 3),
+    )
+
+
+def _weighted_margins(problem, q, theta):
+    return jnp.vdot(q, problem.soft_margins(theta))
+
+
+def _bound(problem, theta, degree, out):
+    snap = point(problem, theta)
+    rho = snap.rho
+    function = Partial(_weighted_margins, problem, dual(snap))
+    top = top_eigenvalues(function, theta / rho, count=1, which="LM")
+    curvature = abs(float(top[0]))
+    beta = out.radial_smoothed_margin_gradient * rho / degree
+    gradient_squared = out.j_potential * rho ** (2 * degree - 2)
+    scale = curvature * rho**degree + 2 * degree * (degree - 1) * beta
+    return 2 * scale * gradient_squared * out.sine_squared / rho ** (2 * degree)
