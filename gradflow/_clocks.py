@@ -38,10 +38,11 @@ class AbstractClock(eqx.Module):
 
 
 class LogRiskTime(AbstractClock):
-    r"""Log-risk time with an arc-length term: $d\sigma = ds + c\,\lVert d\theta\rVert/\rho$.
+    r"""Log-risk time with an arc-length term.
 
-    From a small initialisation $s$ hardly moves while $\theta$ grows by orders of
-    magnitude; there $\sigma$ is relative arc length, and late in the flow it is $s$.
+    $d\sigma = ds + c\,\lVert d\theta\rVert/\rho$. From a small initialisation $s$
+    hardly moves while $\theta$ grows by orders of magnitude; there $\sigma$ is
+    relative arc length, and late in the flow it is $s$.
     A flow that starts at $\theta = 0$ uses $c = 0$, since arc length relative to zero
     has no meaning.
 
@@ -84,7 +85,7 @@ class PhysicalTime(AbstractClock):
 
 
 class SmoothedMarginTime(AbstractClock):
-    r"""Time $\tau$ of the flow on the smoothed margin, $d\theta/d\tau = \nabla\alpha$."""
+    r"""Time $\tau$ of the smoothed-margin flow $d\theta/d\tau = \nabla\alpha$."""
 
     def speed(self, log_risk, direction_norm, rho, radial, loss):
         del direction_norm, rho, radial

@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation with a cache, so that compiling is timed and interruptible."""
+"""Ahead-of-time compilation with a cache: compiling is timed and interruptible."""
 
 import collections
 import time
@@ -77,7 +77,12 @@ def compiled(function: Callable, *args, interrupt: Interrupt) -> tuple[Callable,
 def wait(tree, interrupt: Interrupt, grace: float = 2.0):
     """Blocks until `tree` is computed; gives up `grace` seconds after an interrupt."""
     leaves = [leaf for leaf in jtu.tree_leaves(tree) if isinstance(leaf, jax.Array)]
-    _wait(lambda: all(leaf.is_ready() for leaf in leaves), interrupt, grace)
+
+    def ready():
+        # A public method of `jax.Array` that its type stubs leave out.
+        return all(leaf.is_ready() for leaf in leaves)  # pyright: ignore[reportAttributeAccessIssue]
+
+    _wait(ready, interrupt, grace)
     return tree
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 _EXAMPLES = 32  # Euler's identity is tested on this many examples.
 
 
-def check_degree(outputs, theta, x, declared: float | None) -> float:
+def check_degree(outputs, theta, x, declared: float | int | None) -> float:
     """Returns the degree, measured; raises if there is none or `declared` is wrong."""
     degree, residual, tol = _measure(_probe(outputs, theta, x), jnp.ones_like(theta))
     if residual > tol:

@@ -10,14 +10,13 @@ from typing import Any
 
 import diffrax
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from . import _loop as loop
 from ._clocks import AbstractClock, LogRiskTime
-from ._compile import compiled, Interrupt, Interrupted, wait
+from ._compile import Interrupt, Interrupted, compiled, wait
 from ._problem import Problem
 from ._progress import Progress
 from ._results import FlowError, Result
@@ -43,13 +42,13 @@ Diagnostic = Callable[[Snapshot], dict[str, Array]]
 
 def integrate(
     problem: Problem,
-    to: float,
+    to: float | int,
     *,
     clock: AbstractClock = LogRiskTime(),
-    solver: diffrax.AbstractSolver | None = None,
+    solver: Any = None,
     rtol: float = 1e-4,
     atol: float | None = None,
-    saveat: int | Sequence[float] | Float[Any, " saves"] = 200,
+    saveat: Any = 200,
     diagnostics: Sequence[Diagnostic] | None = None,
     progress: bool | None = None,
     max_steps: int | None = None,

@@ -5,7 +5,6 @@ next one goes on bit-identically, in this process or in another.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -131,9 +130,8 @@ def start(settings: Settings) -> Carry:
     _, _, dense, _, _ = eqx.filter_eval_shape(
         solver.step, term(), zero, dt, y, settings.flow, solver_state, True
     )
-    order = solver.error_order(term())
     _, controller_state = settings.controller.init(
-        term(), zero, dt, zero, dt, settings.flow, solver.func, order
+        term(), zero, dt, zero, dt, settings.flow, solver.func, _error_order(solver)
     )
     return Carry(
         y=y,
@@ -276,7 +274,7 @@ def _root(function, low, high, tolerance):
 
 
 def diagnose(settings: Settings, y) -> dict[str, Array]:
-    """One row of results at a point: always `s` and `log_risk`, then the diagnostics."""
+    """One row of results: always `s` and `log_risk`, then the diagnostics."""
     problem = settings.flow.problem
     if not settings.diagnostics:
         log_risk = problem.log_risk(y[0])
@@ -298,21 +296,25 @@ def _step(settings: Settings, carry: Carry) -> Carry:
     )
     s1 = measured_s(flow.problem, y1[0])
     usable = (outcome == diffrax.RESULTS.successful) & jnp.isfinite(s1)
-    keep, t, t_next, _, controller_state, _ = settings.controller.adapt_step_size(
+    kept, t, t_next, _, controller_state, _ = settings.controller.adapt_step_size(
         carry.t,
         carry.t_next,
         jnp.zeros_like(s1),
         jnp.zeros_like(s1),
         flow,
-        _scaled_error(settings, carry.y[0], y1[0], error, usable),
-        solver.error_order(term()),
+        _scaled_error(settings, carry, y1, s1, error, usable),
+        _error_order(solver),
         carry.controller_state,
     )
-    pick = lambda new, old: jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, old)
+    keep = jnp.asarray(kept)
+
+    def pick(new, old):
+        return jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, old)
+
     new = Carry(
         y=pick(y1, carry.y),
-        t=t,
-        t_next=t_next,
+        t=jnp.asarray(t),
+        t_next=jnp.asarray(t_next),
         s=pick(s1, carry.s),
         t_prev=pick(carry.t, carry.t_prev),
         s_prev=pick(carry.s, carry.s_prev),
@@ -332,6 +334,15 @@ def _step(settings: Settings, carry: Carry) -> Carry:
     return _verdict(settings, _watch_stall(new, keep))
 
 
+def _error_order(solver) -> float:
+    order = solver.error_order(term())
+    if order is None:
+        raise ValueError(
+            f"`solver={type(solver).__name__}()` does not state its order."
+        )
+    return order
+
+
 def _after_rejection(carry, solver, new_state):
     """The solver's state to try again with; ours keep what the failed step taught."""
     rejected = getattr(solver, "rejected", None)
@@ -339,12 +350,24 @@ def _after_rejection(carry, solver, new_state):
     return before if rejected is None else rejected(before, new_state)
 
 
-def _scaled_error(settings, theta0, theta1, error, usable) -> Float[Array, ""]:
-    """Error of the step relative to the tolerance, over the parameters as a whole."""
+def _scaled_error(settings, carry, y1, s1, error, usable) -> Float[Array, ""]:
+    r"""Error of a step relative to the tolerance; at most 1 where it is acceptable.
+
+    The larger of two: the solver's estimate over the parameters as a whole, and the
+    error of the clock, which is measured rather than estimated: by how much the change
+    of $\ln(n/L)$ and the integrated one differ. It is an error of the margins that
+    carry weight, and may be `3 * rtol` times the larger of 1 and the step in $s$.
+    """
+    theta0, theta1 = carry.y[0], y1[0]
     size = jnp.maximum(jnp.linalg.norm(theta0), jnp.linalg.norm(theta1))
     tolerance = settings.atol + settings.rtol * size
-    scaled = jnp.linalg.norm(error[0]) / jnp.maximum(
-        tolerance, jnp.finfo(size.dtype).tiny
+    tiny = jnp.finfo(size.dtype).tiny
+    scaled = jnp.linalg.norm(error[0]) / jnp.maximum(tolerance, tiny)
+    ds = y1[1][0] - carry.y[1][0]
+    drift = jnp.abs((s1 - carry.s) - ds)
+    rounding = 16 * jnp.finfo(size.dtype).eps * jnp.abs(s1)
+    scaled = jnp.maximum(
+        scaled, drift / (3 * settings.rtol * jnp.maximum(1, jnp.abs(ds)) + rounding)
     )
     return jnp.where(usable & jnp.isfinite(scaled), scaled, jnp.inf)
 

@@ -84,8 +84,9 @@ class Exponential(AbstractLoss):
         return -log_risk
 
 
-# Below this e = exp(-p) the quotients e / ln(1 + e) and ln(ln(1 + e) / e) are taken from
-# their series: subnormal numbers are flushed to zero, and squares underflow even earlier.
+# Below this e = exp(-p) the quotients e / ln(1 + e) and ln(ln(1 + e) / e) are taken
+# from their series: subnormal numbers are flushed to zero, and squares underflow even
+# earlier.
 _SMALL = 1e-3
 
 
@@ -102,12 +103,13 @@ def _log_softplus_neg(p):
 
 def _logistic_log_slope(p):
     # sigmoid(-p) / softplus(-p); for p > 0 as (e / ln(1 + e)) / (1 + e).
-    # Each branch sees only its own side, so that neither poisons the derivative.
-    e = jnp.exp(-jnp.maximum(p, 0))
+    # Each branch sees only its own side, so that neither poisons the derivative; at
+    # zero, where every network with zero weights starts, `maximum` would halve it.
+    e = jnp.exp(-jnp.where(p > 0, p, 0))
     large = jnp.maximum(e, _SMALL)
     series = 1 + e * (1 / 2 + e * (-1 / 12 + e * (1 / 24 - e * (19 / 720))))
     right = jnp.where(e < _SMALL, series, large / jnp.log1p(large)) / (1 + e)
-    negative = jnp.minimum(p, 0)
+    negative = jnp.where(p > 0, 0, p)
     e = jnp.exp(negative)
     left = 1 / ((1 + e) * (jnp.log1p(e) - negative))
     return jnp.where(p > 0, right, left)

@@ -62,12 +62,12 @@ class Problem(eqx.Module):
 
     def __init__(
         self,
-        model: eqx.Module,
+        model: Any,
         x: Any,
         y: Any,
         *,
-        loss: AbstractLoss | None = None,
-        degree: float | None = None,
+        loss: Any = None,
+        degree: float | int | None = None,
         homogeneous: bool = True,
         trainable: Callable[[Any], bool] = eqx.is_inexact_array,
         batch_size: int | None = None,

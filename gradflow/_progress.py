@@ -11,7 +11,7 @@ _FORMAT = "s = {n:.6g}/{total:.6g} |{bar}| {postfix} [{elapsed}<{remaining}]"
 
 
 class Progress:
-    """Shows s, log10 L, normalised margin, steps and gradients per second, time left."""
+    """Shows s, log10 L, normalised margin, steps and gradients a second, time left."""
 
     def __init__(self, shown: bool | None, settings):
         shown = sys.stderr.isatty() if shown is None else shown

@@ -28,7 +28,7 @@ class Result(enum.Enum):
 
 
 class FlowError(RuntimeError):
-    """A flow ended where it should not have; `trajectory` holds everything up to there."""
+    """A flow failed; `trajectory` holds everything up to there."""
 
     def __init__(self, trajectory):
         self.trajectory = trajectory

@@ -52,7 +52,7 @@ def decode(code: Any, arrays: list[np.ndarray]) -> Any:
         return {k: decode(v, arrays) for k, v in code["dict"]}
     if "object" in code:
         return _resolve(code["object"])
-    cls = _resolve(code["class"])
+    cls: Any = _resolve(code["class"])
     new = object.__new__(cls)
     for name, value in code["fields"].items():
         object.__setattr__(new, name, decode(value, arrays))

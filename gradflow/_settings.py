@@ -16,7 +16,9 @@ from ._problem import Problem
 from .solvers import choose
 
 
-def checked_solver(solver, problem: Problem, rtol: float, atol: float | None):
+def checked_solver(
+    solver: Any, problem: Problem, rtol: float, atol: float | None
+) -> diffrax.AbstractSolver:
     """The solver to use, with tolerances where it solves equations inside a step."""
     if not (isinstance(rtol, float | int) and 0 < rtol <= 1):
         raise ValueError(f"`rtol` must lie in (0, 1]; got {rtol!r}.")
@@ -31,8 +33,8 @@ def checked_solver(solver, problem: Problem, rtol: float, atol: float | None):
         )
     if not isinstance(solver, diffrax.AbstractAdaptiveSolver):
         raise ValueError(
-            f"`solver={type(solver).__name__}()` has no error estimate, so steps cannot "
-            "be chosen: use an adaptive solver such as `gf.solvers.Rodas5P()`."
+            f"`solver={type(solver).__name__}()` has no error estimate, so steps "
+            "cannot be chosen: use an adaptive solver such as `gf.solvers.Rodas5P()`."
         )
     if isinstance(solver, diffrax.AbstractImplicitSolver):
         # `diffeqsolve` fills in these tolerances from its controller; so do we.
@@ -41,7 +43,7 @@ def checked_solver(solver, problem: Problem, rtol: float, atol: float | None):
     return solver
 
 
-def checked_saves(saveat, s0: float, to: float) -> np.ndarray:
+def checked_saves(saveat, s0: float, to: float | int) -> np.ndarray:
     """The s-values to save at, from the start to `to`, both included."""
     to = float(to)
     if not math.isfinite(to):
@@ -70,7 +72,7 @@ def checked_saves(saveat, s0: float, to: float) -> np.ndarray:
     return np.unique(np.concatenate([[s0], points, [to]]))
 
 
-def warn_about_precision(problem: Problem, to: float):
+def warn_about_precision(problem: Problem, to: float | int):
     """Warns where rounding alone moves the weights by more than a thousandth."""
     rounding = float(jnp.finfo(problem.theta.dtype).eps) * abs(to)
     if rounding > 1e-3:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jaxtyping import Array, Float
@@ -133,7 +134,7 @@ class Trajectory(Mapping[str, np.ndarray]):
                 dims = tuple(f"{name}_{axis}" for axis in range(value.ndim - 1))
             attrs = {} if known is None else _attributes(known)
             variables[name] = (("s", *dims), value, attrs)
-        coords = {"s": ("s", self.s, _attributes(QUANTITIES["s"]))}
+        coords: dict[str, Any] = {"s": ("s", self.s, _attributes(QUANTITIES["s"]))}
         if "layer_norm" in self:
             coords["layer"] = ("layer", np.array(self.config["layers"], dtype=str))
         attrs = {
@@ -197,7 +198,7 @@ class Trajectory(Mapping[str, np.ndarray]):
         }
         return Trajectory(
             model=model,
-            theta=dataset["theta"].values,
+            theta=jnp.asarray(dataset["theta"].values),
             values=values,
             result=Result[dataset.attrs["result"]],
             stats=json.loads(dataset.attrs["stats"]),

@@ -133,9 +133,10 @@ def _general(snap: Snapshot) -> dict[str, Array]:
 
 
 def euler_residual(snap: Snapshot) -> Array:
-    r"""Largest $|\langle\theta,\nabla f\rangle - L f|$ over largest $|L f|$, all outputs.
+    r"""Largest $|\langle\theta,\nabla f\rangle - L f|$ over largest $|L f|$.
 
-    Exact homogeneity gives rounding error; biases or a wrong degree show here.
+    Over all outputs of all examples. Exact homogeneity gives rounding error; biases
+    or a wrong degree show here.
     """
     problem = snap.problem
     value, along = jax.jvp(problem.outputs, (snap.theta,), (snap.theta,))

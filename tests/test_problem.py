@@ -1,0 +1,123 @@
+"""`Problem`: what it computes against naive formulas, and what it refuses."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gradflow as gf
+
+from .helpers import separable
+
+
+class Biased(eqx.Module):
+    """A linear model with a bias: not homogeneous in (weight, bias) jointly? It is, of
+    degree 1; the constant offset below is what breaks it."""
+
+    weight: jax.Array
+
+    def __call__(self, x):
+        return self.weight @ x + 1.0
+
+
+def _network(dtype=jnp.float64, widths=(3, 4, 1), key=0):
+    model = gf.models.DeepLinear(widths, key=jax.random.key(key))
+    return jax.tree.map(lambda w: w.astype(dtype), model)
+
+
+def test_margins_risk_and_direction_against_naive_formulas():
+    x, y = separable()
+    problem = gf.Problem(_network(), x, y, loss=gf.Exponential())
+    a, b = (w for w in jax.tree.leaves(problem.model(problem.theta)))
+    product = (b @ a)[0]
+    p = np.asarray(y) * (np.asarray(x) @ np.asarray(product))
+    np.testing.assert_allclose(problem.margins(problem.theta), p, rtol=1e-13)
+    log_risk, direction = problem.log_risk_and_direction(problem.theta)
+    np.testing.assert_allclose(log_risk, np.log(np.exp(-p).sum()), rtol=1e-13)
+    w = np.exp(-p) / np.exp(-p).sum()
+    pull = (w * np.asarray(y)) @ np.asarray(x)
+    expected = np.concatenate(
+        [np.outer(np.asarray(b)[0], pull).ravel(), np.asarray(a) @ pull]
+    )
+    np.testing.assert_allclose(direction, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 100])
+def test_batches_change_nothing(size):
+    x, y = separable()
+    whole = gf.Problem(_network(), x, y)
+    parts = gf.Problem(_network(), x, y, batch_size=size)
+    for name in ("log_risk_and_direction", "margins", "soft_margins", "outputs"):
+        for got, want in zip(
+            jax.tree.leaves(getattr(parts, name)(whole.theta)),
+            jax.tree.leaves(getattr(whole, name)(whole.theta)),
+        ):
+            np.testing.assert_allclose(got, want, rtol=1e-13, atol=1e-15)
+
+
+def test_degree_is_measured_and_layers_too():
+    x, y = separable()
+    problem = gf.Problem(_network(widths=(3, 4, 2, 1)), x, y)
+    assert problem.degree == 3.0
+    assert problem.layer_degrees == (1.0, 1.0, 1.0)
+    squared = gf.models.TwoLayer(3, 5, gf.models.PowerReLU(2), key=jax.random.key(1))
+    problem = gf.Problem(squared, x, y)
+    assert problem.degree == 2.0 and problem.layer_degrees == (2.0,)
+    assert problem.k == 15  # The output signs are not trained.
+
+
+def test_parameters_survive_the_round_trip():
+    x, y = separable()
+    problem = gf.Problem(_network(), x, y)
+    model = problem.model(2 * problem.theta)
+    np.testing.assert_array_equal(problem.theta_of(model), 2 * problem.theta)
+
+
+def test_several_classes():
+    x, y = separable(n=9)
+    classes = jnp.arange(9) % 3
+    problem = gf.Problem(_network(widths=(3, 4, 3)), x, classes)
+    assert isinstance(problem.loss, gf.CrossEntropy)
+    out = np.asarray(problem.outputs(problem.theta))
+    naive = [
+        out[i, c] - max(out[i, j] for j in range(3) if j != c)
+        for i, c in enumerate(np.asarray(classes))
+    ]
+    np.testing.assert_allclose(problem.margins(problem.theta), naive, rtol=1e-13)
+    losses = np.log(np.exp(out).sum(1)) - out[np.arange(9), np.asarray(classes)]
+    np.testing.assert_allclose(
+        problem.log_risk(problem.theta), np.log(losses.sum()), rtol=1e-13
+    )
+
+
+X, Y = separable()
+NAN = X.at[3, 1].set(jnp.nan)
+
+
+@pytest.mark.parametrize(
+    "model, x, y, options, match",
+    [
+        (None, X, (Y + 1) / 2, {}, r"labels -1 and \+1: pass `2 \* y - 1`"),
+        (None, X, jnp.ones(8), {}, "`y` holds one class only"),
+        (None, NAN, Y, {}, r"`x` is NaN or infinite in 1 examples \(first: 3\)"),
+        (None, X, Y.at[0].set(jnp.inf), {}, "`y` holds NaN or infinity"),
+        (None, X, Y[:-1], {}, r"`x` has 8 examples, but `y` has shape \(7,\)"),
+        (None, X[:0], Y[:0], {}, "`x` is empty"),
+        (None, jnp.ones((8, 3), int), Y, {}, "`x` has dtype int"),
+        (None, X[:, :2], Y, {}, r"could not be called on one example of shape \(2,\)"),
+        (None, X, Y, {"degree": 3}, "measured by Euler's identity is 2"),
+        (None, X, Y, {"degree": 2, "homogeneous": False}, "leave one"),
+        (None, X, Y, {"loss": "logistic"}, "`loss` must be a gradflow loss"),
+        (None, X, Y, {"batch_size": 0}, "`batch_size` must be positive"),
+        (Biased(jnp.ones(3)), X, Y, {}, "`model` is not homogeneous"),
+        (Biased(jnp.array([1.0, jnp.nan, 1.0])), X, Y, {}, "1 parameters that are NaN"),
+        (_network(widths=(3, 4, 3)), X, Y, {}, "classes -1 to 1"),
+        (_network(widths=(3, 4, 3)), X, Y, {"loss": gf.Logistic()}, "one number"),
+        (_network(widths=(3, 4, 2)), X, jnp.arange(8), {}, "classes 0 to 7"),
+        (gf.Logistic(), X, Y, {}, "`model` must be callable"),
+    ],
+)
+def test_bad_input_names_argument_value_and_remedy(model, x, y, options, match):
+    with pytest.raises(ValueError, match=match):
+        gf.Problem(_network() if model is None else model, x, y, **options)
