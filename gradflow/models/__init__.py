@@ -12,6 +12,11 @@ from .activations import (
     SmoothLeakyReLU as SmoothLeakyReLU,
     SmoothReLU as SmoothReLU,
 )
+from .analytic import (
+    Homogeneous as Homogeneous,
+    MexicanHat as MexicanHat,
+    SkipScalar as SkipScalar,
+)
 from .cnn import VGG16 as VGG16, HAlexNet as HAlexNet, LyuLiCNN as LyuLiCNN
 from .convolution import (
     AvgPool as AvgPool,
@@ -32,3 +37,9 @@ from .layers import (
     Sequential as Sequential,
     Signal as Signal,
 )
+from .sparse import (
+    Diagonal as Diagonal,
+    DisjointPatches as DisjointPatches,
+    SparseShared as SparseShared,
+)
+from .tangent import Linearized as Linearized, Tangent as Tangent

@@ -31,15 +31,15 @@ class Scale(eqx.Module):
 
     - `weight`: $\lVert w\rVert$, shape `(channels,)`.
     - `inputs`: $\lVert h\rVert^2$, shape `positions`: `()` for a dense layer.
-    - `reference`: a number, $\lVert x\rVert^2 \prod_l \lVert W_l\rVert^2 /
-        \text{fan-in}_l$ over the layers before: about what $\lVert h\rVert^2$ would be
-        if the activations before had not cut it. It is positive also where $h$
-        vanishes because every neuron before is off.
+    - `reference`: $\lVert x\rVert^2 \prod_l \lVert W_l\rVert^2 / \text{fan-in}_l$
+        over the layers before: about what $\lVert h\rVert^2$ would be if the
+        activations before had not cut it. It is positive also where $h$ vanishes
+        because every neuron before is off.
     """
 
     weight: Float[Array, " channels"]
     inputs: Float[Array, "*positions"]
-    reference: Float[Array, ""]
+    reference: Float[Array, "..."]
 
     def band(
         self, eps: float | int, delta: float | int

@@ -127,21 +127,28 @@ class Dense(AbstractLayer):
         self.bias = jnp.zeros(outputs) if bias else None
 
     def __call__(self, signal):
-        h = signal.value
-        if h.shape != self.weight.shape[1:]:
-            raise ValueError(
-                f"A dense layer for {self.weight.shape[1]} inputs was given shape "
-                f"{h.shape}: match the widths, or put `Flatten()` before it."
-            )
-        rows = jnp.sum(self.weight**2, axis=1)
-        z = h @ self.weight.T
-        inputs = jnp.sum(h**2)
-        reference = signal.reference
-        if self.bias is not None:
-            z = z + self.bias
-            rows, inputs, reference = rows + self.bias**2, inputs + 1, reference + 1
-        scale = Scale(safe_sqrt(rows), inputs, reference)
-        return Signal(z, reference * jnp.sum(rows) / h.size, scale)
+        return multiply(self.weight, signal, self.bias)
+
+
+def multiply(
+    weight: Float[Array, "outputs inputs"],
+    signal: Signal,
+    bias: Float[Array, " outputs"] | None = None,
+) -> Signal:
+    """The signal behind a matrix: `weight @ h + bias` with its natural size."""
+    h = signal.value
+    if h.shape != weight.shape[1:]:
+        raise ValueError(
+            f"A dense layer for {weight.shape[1]} inputs was given shape {h.shape}: "
+            "match the widths, or put `Flatten()` before it."
+        )
+    z, rows = h @ weight.T, jnp.sum(weight**2, axis=1)
+    inputs, reference = jnp.sum(h**2), signal.reference
+    if bias is not None:
+        z = z + bias
+        rows, inputs, reference = rows + bias**2, inputs + 1, reference + 1
+    scale = Scale(safe_sqrt(rows), inputs, reference)
+    return Signal(z, reference * jnp.sum(rows) / h.size, scale)
 
 
 class Flatten(AbstractLayer):
