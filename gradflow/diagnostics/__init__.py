@@ -10,6 +10,15 @@ from .layers import (
     neurons as neurons,
 )
 from .potentials import Potentials as Potentials, potentials as potentials
+from .rates import (
+    Limit as Limit,
+    Rate as Rate,
+    Rates as Rates,
+    limit as limit,
+    path_limit as path_limit,
+    power as power,
+    rates as rates,
+)
 from .snapshot import (
     Snapshot as Snapshot,
     dual as dual,
