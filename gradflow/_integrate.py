@@ -242,8 +242,8 @@ class _Run:
             self.config,
         )
 
-    def _stats(self, carry) -> dict[str, float]:
-        stats: dict[str, float] = {"steps": 0, "rejected_steps": 0}
+    def _stats(self, carry) -> dict[str, float | int]:
+        stats: dict[str, Any] = {"steps": 0, "rejected_steps": 0}
         if carry is not None:
             counts = loop.solver_counts(self.settings.solver, carry.solver_state)
             stats = {"steps": int(carry.steps), "rejected_steps": int(carry.rejected)}
