@@ -17,6 +17,7 @@ from ._clocks import (
     SmoothedMarginTime as SmoothedMarginTime,
 )
 from ._integrate import integrate as integrate
+from ._loss_family import ExponentialTail as ExponentialTail, Squared as Squared
 from ._losses import (
     AbstractLoss as AbstractLoss,
     CrossEntropy as CrossEntropy,
