@@ -3,7 +3,7 @@
 import math
 import sys
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ._loop import solver_counts
 
