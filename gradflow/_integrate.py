@@ -94,7 +94,11 @@ def integrate(
     if diagnostics is None:
         diagnostics = (standard,)
     settings = loop.Settings(
-        flow=loop.Flow(problem, clock.at_start(float(jnp.linalg.norm(problem.theta)))),
+        flow=loop.Flow(
+            problem,
+            clock.at_start(float(jnp.linalg.norm(problem.theta))),
+            newton=isinstance(solver, diffrax.AbstractImplicitSolver),
+        ),
         solver=solver,
         controller=diffrax.PIDController(rtol=0.0, atol=1.0, pcoeff=0.3, icoeff=0.3),
         rtol=jnp.asarray(rtol, problem.theta.dtype),

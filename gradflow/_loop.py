@@ -22,10 +22,16 @@ _STALL_STEPS = 50
 
 
 class Flow(eqx.Module):
-    """What a vector field is evaluated on: the `args` of every solver."""
+    """What a vector field is evaluated on: the `args` of every solver.
+
+    With `newton` the derivative of the path length is taken as zero. Nothing depends on
+    the path length, so Newton iterations converge all the same; near zero weights that
+    derivative grows like the inverse square of the norm and they would not.
+    """
 
     problem: Problem
     clock: AbstractClock
+    newton: bool = eqx.field(static=True, default=False)
 
 
 class Settings(eqx.Module):
@@ -86,6 +92,8 @@ def vector_field(t, y, flow: Flow):
     ds = speed * norm * norm
     time = (1 / norm) / norm - quadratures[1]
     path = jnp.where(away, speed * spherical / rho, 0)
+    if flow.newton:
+        path = jax.lax.stop_gradient(path)
     return speed * direction, jnp.stack([ds, jnp.where(moving, time * ds, 0), path])
 
 
@@ -144,14 +152,14 @@ def start(settings: Settings) -> Carry:
         solver_state=solver_state,
         controller_state=jax.tree.map(jnp.asarray, controller_state),
         dense=jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), dense),
-        saved=jnp.array(0),
+        saved=jnp.zeros((), int),
         theta_saved=theta,
         stall_s=s,
         stall_theta=theta,
-        stall_steps=jnp.array(0),
-        steps=jnp.array(0),
-        rejected=jnp.array(0),
-        result=jnp.array(RUNNING),
+        stall_steps=jnp.zeros((), int),
+        steps=jnp.zeros((), int),
+        rejected=jnp.zeros((), int),
+        result=jnp.full((), RUNNING, int),
     )
 
 
@@ -334,7 +342,7 @@ def _step(settings: Settings, carry: Carry) -> Carry:
     return _verdict(settings, _watch_stall(new, keep))
 
 
-def _error_order(solver) -> float:
+def _error_order(solver) -> float | int:
     order = solver.error_order(term())
     if order is None:
         raise ValueError(

@@ -38,9 +38,15 @@ def checked_solver(
         )
     if isinstance(solver, diffrax.AbstractImplicitSolver):
         # `diffeqsolve` fills in these tolerances from its controller; so do we.
-        root_finder = diffrax.VeryChord(rtol=rtol, atol=rtol)
+        root_finder = diffrax.VeryChord(rtol=rtol, atol=rtol, norm=_parameters_norm)
         solver = eqx.tree_at(lambda s: s.root_finder, solver, root_finder)
     return solver
+
+
+def _parameters_norm(y):
+    """Root-mean-square of the parameters' part; the quadratures follow from it."""
+    theta, _ = y
+    return jnp.sqrt(jnp.mean(theta**2))
 
 
 def checked_saves(saveat, s0: float, to: float | int) -> np.ndarray:

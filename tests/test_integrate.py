@@ -1,0 +1,229 @@
+"""`integrate` against closed forms, SciPy, and its own promises."""
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import mpmath as mp
+import numpy as np
+import pytest
+from scipy.integrate import solve_ivp
+
+import gradflow as gf
+
+from .helpers import separable
+
+
+def _one_example(depth, value=0.9, scale=1.3):
+    """`depth` scalar layers of equal weight `value` on the example x = `scale`."""
+    model = gf.models.DeepLinear((1,) * (depth + 1), key=jax.random.key(0))
+    model = jax.tree.map(lambda w: jnp.full_like(w, value), model)
+    return gf.Problem(
+        model, jnp.array([[scale]]), jnp.array([1.0]), loss=gf.Exponential()
+    )
+
+
+def _exact_log_time(s0, s, depth, x):
+    """ln t of the growth law dR/dt = K x^(2/K) (ln R)^(2 - 2/K), R = e^s.
+
+    For K = 1 and 2 in closed form (K = 2 by the logarithmic integral, li(e^s) = Ei(s));
+    Theory III, Section 11.1.2.
+    """
+    s0, s, x = mp.mpf(s0), mp.mpf(s), mp.mpf(x)
+    if depth == 1:
+        return mp.log(mp.exp(s) - mp.exp(s0)) - 2 * mp.log(x)
+    if depth == 2:
+        return mp.log((mp.ei(s) - mp.ei(s0)) / (2 * x))
+    power = 2 - mp.mpf(2) / depth
+    grid = [s0, *[s - c for c in (40, 10, 3, 1) if s - c > s0], s]
+    integral = mp.quad(lambda p: mp.exp(p - s) * p**-power, grid)
+    return s + mp.log(integral / (depth * x ** (mp.mpf(2) / depth)))
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_growth_law_of_one_example(depth):
+    problem = _one_example(depth)
+    traj = gf.integrate(problem, to=2000.0, rtol=1e-10, saveat=[20.0, 100.0, 700.0])
+    s0, x = traj.s[0], 1.3
+    for s, rho, log_t in zip(traj.s[1:], traj["rho"][1:], traj["log_t"][1:]):
+        # One example: the margin is s itself, x * prod of equal layers.
+        assert rho == pytest.approx(np.sqrt(depth) * (s / x) ** (1 / depth), rel=1e-8)
+        exact = float(_exact_log_time(s0, s, depth, x))
+        assert log_t == pytest.approx(exact, rel=1e-6)
+
+
+def test_margins_and_path_length_against_scipy():
+    """Two-layer flow in log-risk time by Radau at 1e-10, path length by quadrature."""
+    x, y = separable(n=6)
+    model = gf.models.DeepLinear((3, 2, 1), key=jax.random.key(3))
+    problem = gf.Problem(model, x, y)
+    traj = gf.integrate(problem, to=30.0, rtol=1e-8, saveat=[3.0, 9.0, 29.0])
+
+    @jax.jit
+    def rate(theta):
+        _, g = problem.log_risk_and_direction(theta[:-1])
+        theta = theta[:-1]
+        rho2 = theta @ theta
+        spherical = g - (g @ theta) / rho2 * theta
+        dzeta = jnp.linalg.norm(spherical) / (g @ g) / jnp.sqrt(rho2)
+        return jnp.concatenate([g / (g @ g), dzeta[None]])
+
+    start = np.append(np.asarray(problem.theta), 0.0)
+    exact = solve_ivp(
+        lambda s, z: np.asarray(rate(z)),
+        (traj.s[0], traj.s[-1]),
+        start,
+        method="Radau",
+        t_eval=traj.s[1:],
+        rtol=1e-10,
+        atol=1e-12,
+    )
+    for row, z in enumerate(exact.y.T, start=1):
+        margins = problem.margins(jnp.asarray(z[:-1]))
+        np.testing.assert_allclose(traj["margins"][row], margins, atol=1e-5)
+        assert traj["path_length"][row] == pytest.approx(z[-1], rel=1e-5)
+
+
+CLOCKS = [
+    gf.LogRiskTime(),
+    gf.LogRiskTime(arc_length=0.0),
+    gf.PhysicalTime(),
+    gf.SmoothedMarginTime(),
+    gf.LogNormTime(),
+]
+
+
+@pytest.mark.parametrize("clock", CLOCKS, ids=lambda c: str(c))
+def test_every_clock_runs_along_the_same_curve(clock):
+    x, y = separable(n=6)
+    problem = gf.Problem(gf.models.Linear(3), x, y, loss=gf.Exponential())
+    # Margins are positive from the start, as the log-norm clock needs.
+    problem = eqx.tree_at(lambda p: p.theta, problem, jnp.array([1.0, 0.1, 0.0]))
+    reference = gf.integrate(problem, to=12.0, rtol=1e-10, saveat=[4.0, 8.0])
+    traj = gf.integrate(problem, to=12.0, rtol=1e-8, saveat=[4.0, 8.0], clock=clock)
+    np.testing.assert_allclose(traj["margins"], reference["margins"], atol=1e-5)
+    np.testing.assert_allclose(traj["log_t"][1:], reference["log_t"][1:], atol=1e-5)
+    np.testing.assert_allclose(traj["path_length"], reference["path_length"], atol=1e-5)
+
+
+SOLVERS = [
+    gf.solvers.Rodas5P(),
+    gf.solvers.RKC2(),
+    diffrax.Tsit5(),
+    diffrax.Dopri8(),
+    diffrax.Kvaerno5(),
+]
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
+def test_every_solver_is_accepted_and_counts_its_work(solver):
+    problem = gf.Problem(gf.models.Linear(3), *separable(n=6))
+    traj = gf.integrate(problem, to=6.0, rtol=1e-5, saveat=5, solver=solver)
+    assert traj.result is gf.Result.reached
+    np.testing.assert_allclose(traj.s, np.linspace(traj.s[0], 6.0, 5), atol=1e-8)
+    assert np.max(np.abs(traj["clock_drift"])) < 1e-3
+    if not isinstance(solver, diffrax.Kvaerno5):
+        assert traj.stats["gradient_evaluations"] >= 2 * traj.stats["steps"]
+
+
+def test_saved_points_do_not_influence_the_steps():
+    problem = gf.Problem(gf.models.Linear(3), *separable(n=6))
+    few, many = (gf.integrate(problem, to=50.0, saveat=k) for k in (2, 150))
+    assert few.stats["steps"] == many.stats["steps"]
+    np.testing.assert_array_equal(few.theta, many.theta)
+
+
+def test_tiny_initialisation_reaches_the_end_in_few_steps():
+    x, y = gf.datasets.iris()
+    steps = []
+    for scale in (1.0, 1e-3, 1e-6):
+        model = gf.models.MLP(
+            (x.shape[1], 8, 8, 1),
+            gf.models.SmoothReLU(1e-2),
+            key=jax.random.key(0),
+            scale=scale,
+        )
+        traj = gf.integrate(gf.Problem(model, x, y), to=1000.0, rtol=1e-5)
+        assert traj.certificate().passed, traj.certificate()
+        steps.append(traj.stats["steps"])
+    assert max(steps) <= 400
+
+
+def test_not_separable_ends_stationary_with_the_trajectory():
+    x, y = separable(n=6)
+    x = jnp.concatenate([x, x])
+    y = jnp.concatenate([y, -y])  # Every point with both labels.
+    problem = gf.Problem(gf.models.Linear(3, key=jax.random.key(0)), x, y)
+    traj = gf.integrate(problem, to=100.0)
+    assert traj.result is gf.Result.stationary
+    # The minimum is theta = 0 with risk n ln 2.
+    assert traj["log_risk"][-1] == pytest.approx(np.log(12 * np.log(2)), abs=1e-6)
+    assert not traj.certificate().passed
+
+
+def test_nothing_is_compiled_twice():
+    x, y = separable(n=6)
+    make = lambda k: gf.Problem(  # noqa: E731
+        gf.models.DeepLinear((3, 2, 1), key=jax.random.key(k)), x, y
+    )
+    gf.integrate(make(0), to=10.0, saveat=10, rtol=1e-4)
+    again = gf.integrate(make(1), to=20.0, saveat=10, rtol=1e-5)
+    assert again.stats["compile_seconds"] == 0.0
+
+
+def test_limits_end_a_flow_by_name():
+    problem = gf.Problem(gf.models.Linear(3), *separable(n=6))
+    traj = gf.integrate(problem, to=50.0, max_steps=10)
+    assert traj.result is gf.Result.step_limit
+    assert traj.stats["steps"] + traj.stats["rejected_steps"] == 10
+    assert 0 < traj.s[-1] < 50.0
+    assert str(traj.result).startswith("step_limit: ")
+    traj = gf.integrate(problem, to=50.0, max_seconds=0.0)
+    assert traj.result is gf.Result.time_limit
+
+
+def test_explicit_solver_is_caught_when_its_clock_is_lost():
+    """Steps far beyond the stability limit end as an error, never as an s reached."""
+    x, y = gf.datasets.iris()
+    model = gf.models.MLP((x.shape[1], 8, 1), gf.models.ReLU(), key=jax.random.key(1))
+    problem = gf.Problem(model, x, y)
+    traj = gf.integrate(problem, to=30.0, rtol=1.0, solver=diffrax.Tsit5(), throw=False)
+    drift = np.max(np.abs(traj["clock_drift"]))
+    assert drift < 0.1 or not traj.certificate()["clock drift"].passed
+
+
+def test_float32_reaches_far_and_agrees():
+    x, y = separable(n=8)
+    model = gf.models.DeepLinear((3, 4, 1), key=jax.random.key(1))
+    single = jax.tree.map(lambda w: w.astype(jnp.float32), model)
+    double = gf.integrate(gf.Problem(model, x, y), to=1842.0, rtol=1e-4)
+    float32 = gf.integrate(
+        gf.Problem(single, x.astype(jnp.float32), y), to=1842.0, rtol=1e-4
+    )
+    assert float32.theta.dtype == jnp.float32
+    np.testing.assert_allclose(
+        float32["normalized_margins"][-1], double["normalized_margins"][-1], rtol=1e-3
+    )
+    with pytest.warns(UserWarning, match="In float32 margins near 100000 are rounded"):
+        gf.integrate(gf.Problem(single, x.astype(jnp.float32), y), to=1e5, max_steps=2)
+
+
+@pytest.mark.parametrize(
+    "options, match",
+    [
+        ({"to": -5.0}, r"`to=-5` is not beyond the start"),
+        ({"to": np.inf}, "`to` must be finite"),
+        ({"solver": "rk4"}, "`solver` must be a Diffrax solver"),
+        ({"solver": diffrax.Euler()}, "has no error estimate"),
+        ({"rtol": 0.0}, "`rtol` must lie in"),
+        ({"atol": -1.0}, "`atol` must not be negative"),
+        ({"saveat": 1}, "at least 2 points"),
+        ({"saveat": [3.0, 2.0]}, "increasing s-values"),
+        ({"saveat": [3.0, 2000.0]}, "outside the flow's range"),
+        ({"clock": gf.LogNormTime()}, "needs parameters that are not all zero"),
+    ],
+)
+def test_bad_settings_are_named(options, match):
+    problem = gf.Problem(gf.models.Linear(3), *separable(n=6))
+    with pytest.raises(ValueError, match=match):
+        gf.integrate(problem, **({"to": 10.0} | options))
