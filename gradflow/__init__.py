@@ -1,6 +1,7 @@
 """Gradient flow of homogeneous networks in log-risk time."""
 
 from . import (
+    constructions as constructions,
     datasets as datasets,
     diagnostics as diagnostics,
     models as models,

@@ -17,4 +17,9 @@ from .neurons import (
     infinite_width_margin as infinite_width_margin,
     neuron_program as neuron_program,
 )
+from .optimality import (
+    Optimality as Optimality,
+    layer_optimality as layer_optimality,
+    local_optimality as local_optimality,
+)
 from .tangent import TangentSVM as TangentSVM, tangent_svm as tangent_svm
