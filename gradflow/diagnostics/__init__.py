@@ -19,6 +19,11 @@ from .rates import (
     power as power,
     rates as rates,
 )
+from .robustness import (
+    Robustness as Robustness,
+    lipschitz_bound as lipschitz_bound,
+    robustness as robustness,
+)
 from .snapshot import (
     Snapshot as Snapshot,
     dual as dual,

@@ -1,0 +1,162 @@
+"""Distances to the decision boundary, against closed forms and brute force."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.optimize import brentq
+
+import gradflow as gf
+
+from .helpers import separable
+
+
+def test_linear_distances_are_exact_and_equal_the_lower_bound():
+    x, y = separable()
+    problem = gf.Problem(gf.models.Linear(3), x, y)
+    w = jnp.array([2.0, 0.3, -0.4])
+    found = gf.diagnostics.robustness(problem, w)
+    expected = np.asarray(y * (x @ w)) / np.linalg.norm(w)
+    assert np.all(expected > 0)
+    np.testing.assert_allclose(found.distances, expected, rtol=1e-9)
+    np.testing.assert_allclose(found.lower_bounds, expected, rtol=1e-12)
+    np.testing.assert_allclose(found.nearest @ np.asarray(w), 0, atol=1e-9)
+
+
+class Ellipse(eqx.Module):
+    """Positive outside the ellipse |a x|^2 = 1, for points with a last feature 1."""
+
+    a: jax.Array
+
+    def __call__(self, x):
+        return jnp.sum((self.a @ x[:2]) ** 2) - x[2] ** 2 * self.a[0, 0] ** 2
+
+
+def ellipse_problem():
+    # The boundary in space is the cone x_1^2 + 4 x_2^2 = x_3^2.
+    x = np.array([[2.0, 1.0, 1.0], [0.2, 0.1, 1.0], [3.0, -2.0, 1.0], [0.0, 0.2, 1.0]])
+    y = np.array([1.0, -1.0, 1.0, -1.0])
+    model = Ellipse(jnp.array([[1.0, 0.0], [0.0, 2.0]]))
+    return gf.Problem(model, x, y), model
+
+
+def distance_to_cone(point):
+    """By the stationarity conditions: z = (I + mu Q)^-1 x with z^T Q z = 0."""
+    q = np.array([1.0, 4.0, -1.0])
+
+    def constraint(mu):
+        z = point / (1 + mu * q)
+        return z @ (q * z)
+
+    # Between the poles mu = -1/4 and 1 there is one root, the nearest point.
+    mu = brentq(constraint, -0.25 + 1e-12, 1 - 1e-12, xtol=1e-15)
+    return np.linalg.norm(point / (1 + mu * q) - point)
+
+
+def test_curved_boundary_against_its_lagrange_multiplier():
+    problem, model = ellipse_problem()
+    found = gf.diagnostics.robustness(problem, model)
+    expected = [distance_to_cone(np.asarray(p)) for p in problem.x[:3]]
+    np.testing.assert_allclose(found.distances[:3], expected, rtol=1e-6)
+    assert np.all(np.isnan(found.lower_bounds))
+    margins = np.asarray(problem.margins(problem.theta))
+    np.testing.assert_allclose(found.margins, margins, rtol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def relu():
+    x, y = separable(n=12, d=2, seed=4)
+    model = gf.models.MLP((2, 6, 1), key=jax.random.key(7))
+    problem = gf.Problem(model, x, y)
+    return problem, model, gf.diagnostics.robustness(problem, model)
+
+
+def test_planar_relu_network_against_a_grid_and_the_lower_bound(relu):
+    problem, model, found = relu
+    sides = np.linspace(-4, 4, 801)
+    grid = np.stack(np.meshgrid(sides, sides), axis=-1).reshape(-1, 2)
+    values = np.asarray(jax.vmap(model)(jnp.asarray(grid)))
+    right = np.flatnonzero(found.margins > 0)
+    assert len(right) >= 4
+    for i in right:
+        wrong = grid[values * float(problem.y[i]) <= 0]
+        nearest = np.min(np.linalg.norm(wrong - np.asarray(problem.x[i]), axis=1))
+        # The grid's own point is off by at most half a diagonal, 0.0071.
+        assert abs(found.distances[i] - nearest) < 0.0075
+        assert found.lower_bounds[i] <= found.distances[i]
+    assert np.all(found.distances[found.margins <= 0] == 0)
+
+
+def test_nearest_points_are_misclassified_and_at_their_distance(relu):
+    problem, model, found = relu
+    right = found.margins > 0
+    values = np.asarray(jax.vmap(model)(jnp.asarray(found.nearest)))
+    assert np.all((values * np.asarray(problem.y))[right] <= 0)
+    gaps = np.linalg.norm(found.nearest - np.asarray(problem.x), axis=1)
+    np.testing.assert_allclose(gaps, found.distances, rtol=1e-12)
+
+
+def test_several_classes_bounds_and_other_examples():
+    rng = np.random.default_rng(0)
+    y = np.repeat(np.arange(3), 3)
+    x = np.clip(np.eye(3)[y] + 0.1 * rng.normal(size=(9, 3)), 0, 1)
+    problem = gf.Problem(gf.models.Linear(3, 3, key=jax.random.key(0)), x, y)
+    w = jnp.eye(3).ravel()
+    found = gf.diagnostics.robustness(problem, w)
+    # For the identity the boundary between classes a and b is x_a = x_b.
+    own = x[np.arange(9), y]
+    others = np.where(np.eye(3)[y] == 1, -np.inf, x).max(axis=1)
+    np.testing.assert_allclose(found.distances, (own - others) / np.sqrt(2), rtol=1e-8)
+    np.testing.assert_allclose(found.lower_bounds, found.distances, rtol=1e-8)
+    one = gf.diagnostics.robustness(
+        problem, w, jnp.array([[1.0, 0.5, 0.0]]), jnp.array([2]), bounds=(0.0, 1.0)
+    )
+    assert one.distances[0] == 0  # misclassified
+    # Inside the box the way straight across is still open.
+    boxed = gf.diagnostics.robustness(problem, w, x, y, bounds=(0.0, 1.0))
+    assert np.all(boxed.distances >= found.distances * (1 - 1e-9))
+    assert np.all((boxed.nearest >= 0) & (boxed.nearest <= 1))
+    with pytest.raises(ValueError, match="outside"):
+        gf.diagnostics.robustness(problem, w, x + 1, y, bounds=(0.0, 1.0))
+    with pytest.raises(ValueError, match="both or neither"):
+        gf.diagnostics.robustness(problem, w, x)
+
+
+def test_no_boundary_gives_an_infinite_distance():
+    class Positive(eqx.Module):
+        a: jax.Array
+
+        def __call__(self, x):
+            return jnp.sum((self.a * x) ** 2) + self.a[0] ** 2
+
+    x, y = separable(n=4, d=2)
+    problem = gf.Problem(Positive(jnp.ones(2)), x, y)
+    found = gf.diagnostics.robustness(problem, problem.theta)
+    assert np.all(found.distances[np.asarray(y) > 0] == np.inf)
+    assert np.all(found.distances[np.asarray(y) < 0] == 0)
+
+
+def test_robust_accuracy_counts_distances_above_each_radius(relu):
+    _, _, found = relu
+    radii = np.array([0.0, 0.1, 0.5, 100.0])
+    expected = [np.mean(found.distances > r) for r in radii]
+    np.testing.assert_allclose(found.accuracy(radii), expected)
+    assert found.accuracy(radii)[0] == np.mean(found.margins > 0)
+
+
+def test_lipschitz_bound_holds_on_random_pairs():
+    model = gf.models.MLP((4, 8, 5, 3), gf.models.LeakyReLU(2.0), key=jax.random.key(0))
+    bound = gf.diagnostics.lipschitz_bound(model)
+    pairs = jax.random.normal(jax.random.key(1), (2, 500, 4))
+    a, b = (np.asarray(jax.vmap(model)(p)) for p in pairs)
+    gaps = np.linalg.norm(np.asarray(pairs[0] - pairs[1]), axis=1)
+    loss = gf.CrossEntropy()
+    for label in range(3):
+        values = [
+            np.asarray(jax.vmap(lambda o: loss.margin(o, jnp.asarray(label)))(v))
+            for v in (jnp.asarray(a), jnp.asarray(b))
+        ]
+        assert np.max(np.abs(values[0] - values[1]) / gaps) <= bound
+    with pytest.raises(ValueError, match="pass `lipschitz`"):
+        gf.diagnostics.lipschitz_bound(gf.models.TwoLayer(3, 2, key=jax.random.key(0)))
