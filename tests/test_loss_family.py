@@ -1,5 +1,7 @@
 """Exponential-tailed and square losses against mpmath."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import mpmath as mp
@@ -120,7 +122,7 @@ def test_errors(make, match):
 
 def tail(**changes):
     """The exponential loss written as a member of the family, with changes."""
-    parts = dict(f=lambda q: q, g=lambda x: x, b_f=0.0)
+    parts: dict[str, Any] = dict(f=lambda q: q, g=lambda x: x, b_f=0.0)
     parts |= dict(f_prime=jnp.ones_like, g_prime=jnp.ones_like)
     return gf.ExponentialTail(**(parts | changes))
 

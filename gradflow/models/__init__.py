@@ -37,9 +37,17 @@ from .layers import (
     Sequential as Sequential,
     Signal as Signal,
 )
+from .normalization import BatchNorm as BatchNorm, WeightNorm as WeightNorm
+from .residual import DenseNet121 as DenseNet121, ResNet18 as ResNet18
 from .sparse import (
     Diagonal as Diagonal,
     DisjointPatches as DisjointPatches,
     SparseShared as SparseShared,
 )
 from .tangent import Linearized as Linearized, Tangent as Tangent
+from .torch import (
+    from_state_dict as from_state_dict,
+    load_torch as load_torch,
+    save_torch as save_torch,
+    to_state_dict as to_state_dict,
+)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .activations import AbstractActivation, ReLU
 from .convolution import Conv, MaxPool
-from .layers import Dense, Flatten, Signal, apply, output
+from .layers import Dense, Flatten, apply, image, output
 
 
 def _biases(bias, count):
@@ -23,16 +23,6 @@ def _biases(bias, count):
     if bias not in options:
         raise ValueError(f"`bias` must be one of {list(options)}; got {bias!r}.")
     return options[bias]
-
-
-def _image(x, channels):
-    x = x[..., None] if x.ndim == 2 else x
-    if x.ndim != 3 or x.shape[2] != channels:
-        raise ValueError(
-            f"`x` has shape {x.shape}: expected (height, width, {channels}), channels "
-            "last."
-        )
-    return Signal.of(x)
 
 
 class HAlexNet(eqx.Module):
@@ -77,7 +67,7 @@ class HAlexNet(eqx.Module):
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, " 10"]:
         """The ten outputs for one image."""
-        signal = _image(x, 3)
+        signal = image(x, 3)
         for conv in self.convs:
             signal = apply((conv, self.pool, self.activation), signal)
         signal = apply((Flatten(), self.dense[0]), signal)
@@ -133,7 +123,7 @@ class LyuLiCNN(eqx.Module):
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, " 10"]:
         """The ten outputs for one image."""
-        signal = _image(x, 1)
+        signal = image(x, 1)
         for conv in self.convs:
             signal = apply((conv, self.pool, self.activation), signal)
         first, second = self.dense
@@ -194,7 +184,7 @@ class VGG16(eqx.Module):
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, " 10"]:
         """The ten outputs for one image."""
-        signal = _image(x, 3)
+        signal = image(x, 3)
         for group in self.groups:
             for conv in group[:-1]:
                 signal = apply((conv, self.activation), signal)

@@ -84,6 +84,17 @@ class Sequential(eqx.Module):
         return output(apply(self.layers, Signal.of(x)))
 
 
+def image(x: Float[Array, "..."], channels: int) -> Signal:
+    """The signal of an image, channels last; a single channel may be left out."""
+    x = x[..., None] if x.ndim == 2 else x
+    if x.ndim != 3 or x.shape[2] != channels:
+        raise ValueError(
+            f"`x` has shape {x.shape}: expected (height, width, {channels}), channels "
+            "last."
+        )
+    return Signal.of(x)
+
+
 def output(signal: Signal) -> Float[Array, "..."]:
     """The network's output: its last signal, a number where that has one entry."""
     value = signal.value
