@@ -140,6 +140,7 @@ class _Run:
         self.interrupt, self.max_seconds = interrupt, max_seconds
         self.progress = Progress(progress, settings)
         self.rows: list[dict[str, np.ndarray]] = []
+        self.call: Callable | None = None
         self.compile_seconds = 0.0
         self.wall_seconds = 0.0
 
@@ -166,8 +167,10 @@ class _Run:
 
     def _chunks(self, carry):
         buffers = self._buffers()
-        call = self._compiled(loop.chunk, self.settings, carry, buffers, jnp.array(0))
-        if call is None:
+        self.call = self._compiled(
+            loop.chunk, self.settings, carry, buffers, jnp.array(0)
+        )
+        if self.call is None:
             return carry, Result.interrupted
         budget, began = 16, time.perf_counter()
         while True:
@@ -180,7 +183,7 @@ class _Run:
             tick = time.perf_counter()
             try:
                 new, filled, count = wait(
-                    call(self.settings, carry, buffers, jnp.array(budget)),
+                    self.call(self.settings, carry, buffers, jnp.array(budget)),
                     self.interrupt,
                 )
             except Interrupted:
@@ -227,14 +230,26 @@ class _Run:
         theta = carry.theta_saved
         last = self.rows[-1]["s"] if self.rows else -np.inf
         if result is not Result.reached and float(carry.s) > last:
-            # The last step lies beyond the last saved point: keep it as well.
-            row = eqx.filter_jit(loop.diagnose)(self.settings, carry.y)
-            self.rows.append({k: np.asarray(v) for k, v in row.items()})
-            theta = carry.y[0]
+            theta = self._save_here(carry)
         trajectory = self._trajectory(theta, carry, result)
         if self.store is not None:
             self.store.save(trajectory)
         return trajectory
+
+    def _save_here(self, carry):
+        """Saves the end of the last step too; the compiled chunk does it in no time."""
+        if self.call is None:
+            return carry.theta_saved
+        saves = jnp.full_like(self.settings.saves, carry.s)
+        settings = eqx.tree_at(lambda s: s.saves, self.settings, saves)
+        carry = eqx.tree_at(
+            lambda c: (c.saved, c.result),
+            carry,
+            (jnp.zeros_like(carry.saved), jnp.full_like(carry.result, loop.RUNNING)),
+        )
+        carry, filled, count = self.call(settings, carry, self._buffers(), jnp.array(1))
+        self._collect(filled, int(count))
+        return carry.theta_saved
 
     def _trajectory(self, theta, carry, result) -> Trajectory:
         return Trajectory.of(

@@ -67,14 +67,14 @@ class RunFolder:
 
     def _check_same(self, stored):
         differing = [
-            f"{key} ({stored.get(key)!r} there, {value!r} here)"
+            f"{key} ({_short(stored.get(key))} there, {_short(value)} here)"
             for key, value in self.config.items()
             if key not in _FREE and stored.get(key) != value
         ]
         if differing:
             raise ValueError(
                 f"`folder={self.folder}` holds a run of another configuration: "
-                f"{'; '.join(differing)[:800]}. Choose another folder, or the settings "
+                f"{'; '.join(differing)}. Choose another folder, or the settings "
                 "of that run."
             )
 
@@ -104,3 +104,8 @@ class RunFolder:
     def save(self, trajectory):
         """Writes the trajectory alone."""
         trajectory.save(self.folder / "trajectory.nc")
+
+
+def _short(value) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:40]} ..."
