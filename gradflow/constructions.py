@@ -79,7 +79,12 @@ def _flat(*arrays) -> Float[Array, " k"]:
 
 
 def theorem_3_1(
-    x: Any, y: Any, widths: Sequence[int], *, key: PRNGKeyArray
+    x: Any,
+    y: Any,
+    widths: Sequence[int],
+    *,
+    key: PRNGKeyArray,
+    scale: float | int = 1.0,
 ) -> Construction:
     r"""Fully connected linear networks of any depth $m$ reach a global optimum.
 
@@ -87,9 +92,9 @@ def theorem_3_1(
     $C^m = 1/\gamma$; the other $v_l$ depend on the start.
 
     **Arguments:** `x`, shape `(n, d)`; `y`, -1 and +1; `widths`, from `d` to 1; `key`
-    for the initialisation.
+    and `scale` for the initialisation.
     """
-    problem = Problem(DeepLinear(widths, key=key), x, y)
+    problem = Problem(DeepLinear(widths, key=key, scale=scale), x, y)
     depth = len(widths) - 1
     squared_norm = depth * max_margin(x, y).margin ** (-2 / depth)
     return Construction("Theorem 3.1", problem, None, squared_norm, True, True)
