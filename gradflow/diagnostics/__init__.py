@@ -1,5 +1,10 @@
 """Quantities of the theory, derived from one snapshot of the flow."""
 
+from .clarke import (
+    ClarkeDirection as ClarkeDirection,
+    SlidingExample as SlidingExample,
+    clarke_direction as clarke_direction,
+)
 from .kkt import KKT as KKT, Multipliers as Multipliers, kkt as kkt
 from .layers import (
     Chain as Chain,
