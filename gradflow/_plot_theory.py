@@ -16,7 +16,12 @@ from ._problem import Problem
 from .diagnostics.common import theta_of
 from .diagnostics.layers import neurons
 
-_STYLE = {"font.size": 9, "axes.titlesize": 9, "savefig.dpi": 150, "figure.dpi": 110}
+_STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "savefig.dpi": 150,
+    "figure.dpi": 110,
+}
 
 
 @eqx.filter_jit

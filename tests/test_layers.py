@@ -57,7 +57,7 @@ def test_layer_norms_shares_and_alignment_against_naive_formulas(deep):
             jnp.linalg.norm(g) / jnp.linalg.norm(grad),
             rtol=1e-12,
         )
-        singular = found.singular_values[k]
+        singular = np.asarray(found.singular_values[k])
         np.testing.assert_allclose(singular, values[: len(singular)], atol=1e-7)
         np.testing.assert_allclose(
             found.rank_one_residual[k] ** 2,
@@ -130,7 +130,7 @@ def test_chain_of_a_rank_one_network_and_its_failures():
     mixed = np.outer((unit[1] + normal) / np.sqrt(2), unit[0])
     found = gf.diagnostics.chain(problem, model(mixed, second))
     distance = np.linalg.norm((unit[1] + normal) / np.sqrt(2) - unit[1])
-    np.testing.assert_allclose(found.residuals, [distance, 0], atol=1e-12)
+    np.testing.assert_allclose(found.residuals, [float(distance), 0], atol=1e-12)
     # Rank two in the first layer.
     other = np.array([0.0, 0, 1]) - unit[0][2] * unit[0]
     two = first + 0.1 * np.outer(normal, other / np.linalg.norm(other))

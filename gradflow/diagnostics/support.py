@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 from scipy.interpolate import PchipInterpolator
@@ -119,7 +120,7 @@ def integrated_multipliers(
         raise ValueError(
             "`s` must increase from one saved point to the next; leave out repetitions."
         )
-    share = softmax(np.asarray(loss.log_loss(margins), np.float64), axis=1)
-    weight = share * np.asarray(loss.log_slope(margins), np.float64)
+    share = softmax(np.asarray(loss.log_loss(jnp.asarray(margins)), np.float64), axis=1)
+    weight = share * np.asarray(loss.log_slope(jnp.asarray(margins)), np.float64)
     rate = PchipInterpolator(s, weight / norm[:, None] ** 2, axis=0)
     return rate.antiderivative()(s)

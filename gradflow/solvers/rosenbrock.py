@@ -203,7 +203,8 @@ class Rodas5P(diffrax.AbstractAdaptiveSolver):
         tree1 = unravel(y1)
         info = interpolation_info(unravel, y0, tree1, _combine(_H, k))
         counts = solver_state.add(evaluations=8, products=y.size, factorizations=1)
-        return tree1, unravel(error), info, counts, diffrax.RESULTS.successful
+        result: Any = diffrax.RESULTS.successful  # Its type comes from untyped lineax.
+        return tree1, unravel(error), info, counts, result
 
     def func(self, terms, t0, y0, args) -> PyTree:
         return terms.vf(t0, y0, args)
