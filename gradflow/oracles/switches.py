@@ -56,8 +56,10 @@ def hidden_kinks(fun: Callable, u: Float[Array, " k"]) -> list[str]:
 
 
 def _names(jaxpr) -> Iterator[str]:
+    """Operations on floating-point numbers: only these can have kinks."""
     for eqn in _live(jaxpr):
-        yield eqn.primitive.name
+        if any(jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in eqn.invars):
+            yield eqn.primitive.name
         inner = _inner(eqn)
         if inner is not None:
             yield from _names(inner.jaxpr)
