@@ -32,6 +32,7 @@ _CODES = {
     loop.STEP_UNDERFLOW: Result.step_underflow,
     loop.CLOCK_LOST: Result.clock_lost,
     loop.STEP_LIMIT: Result.step_limit,
+    loop.CHATTERING: Result.chattering,
 }
 _BUFFER_ROWS = 64
 _CHUNK_SECONDS = 0.5
@@ -53,6 +54,7 @@ def integrate(
     progress: bool | None = None,
     max_steps: int | None = None,
     max_seconds: float | None = None,
+    patience: int | None = 500,
     folder: str | Path | None = None,
     throw: bool = True,
 ) -> Trajectory:
@@ -75,10 +77,13 @@ def integrate(
         `s` and `log_risk`.
     - `progress`: a progress line; by default where standard error is a terminal.
     - `max_steps`, `max_seconds`: optional limits; the flow then ends with that result.
+    - `patience`: after so many tried steps in a row that are on average a hundred times
+        smaller than the tolerance asks for, the flow ends as `chattering`. `None` never
+        gives up.
     - `folder`: stream saved points and checkpoints there; the same call on the same
         folder resumes, bit-identically.
-    - `throw`: raise `FlowError` (which carries the trajectory) for `step_underflow` and
-        `clock_lost`. All other results are returned.
+    - `throw`: raise `FlowError` (which carries the trajectory) for `step_underflow`,
+        `clock_lost` and `chattering`. All other results are returned.
 
     **Returns:** a `Trajectory`. Ctrl-C ends the flow within three seconds with result
     `interrupted` and everything up to there; a second one raises `KeyboardInterrupt`.
@@ -105,6 +110,7 @@ def integrate(
         atol=jnp.asarray(0.0 if atol is None else atol, problem.theta.dtype),
         saves=jnp.asarray(saves, problem.theta.dtype),
         max_steps=jnp.asarray(_NO_LIMIT if max_steps is None else max_steps),
+        patience=jnp.asarray(_NO_LIMIT if patience is None else patience),
         diagnostics=tuple(diagnostics),
     )
     config = describe(settings, to, rtol, atol, s0)
@@ -112,7 +118,7 @@ def integrate(
     with _listening() as interrupt:
         run = _Run(settings, config, store, interrupt, progress, max_seconds)
         trajectory = run.go()
-    failed = (Result.step_underflow, Result.clock_lost)
+    failed = (Result.step_underflow, Result.clock_lost, Result.chattering)
     if throw and trajectory.result in failed:
         raise FlowError(trajectory)
     return trajectory

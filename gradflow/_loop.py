@@ -17,7 +17,9 @@ from ._problem import Problem
 from .diagnostics.snapshot import Snapshot, snapshot
 
 # Codes inside the compiled loop; `_results.Result` names them for the user.
-RUNNING, REACHED, STATIONARY, STEP_UNDERFLOW, CLOCK_LOST, STEP_LIMIT = range(6)
+RUNNING, REACHED, STATIONARY, STEP_UNDERFLOW, CLOCK_LOST, STEP_LIMIT, CHATTERING = (
+    range(7)
+)
 _STALL_STEPS = 50
 
 
@@ -44,6 +46,7 @@ class Settings(eqx.Module):
     atol: Float[Array, ""]
     saves: Float[Array, " saves"]
     max_steps: Int[Array, ""]
+    patience: Int[Array, ""]
     diagnostics: tuple[Callable[[Snapshot], dict[str, Array]], ...]
 
 
@@ -65,6 +68,8 @@ class Carry(eqx.Module):
     stall_s: Float[Array, ""]
     stall_theta: Float[Array, " k"]
     stall_steps: Int[Array, ""]
+    window_tries: Int[Array, ""]
+    window_progress: Float[Array, ""]
     steps: Int[Array, ""]
     rejected: Int[Array, ""]
     result: Int[Array, ""]
@@ -157,6 +162,8 @@ def start(settings: Settings) -> Carry:
         stall_s=s,
         stall_theta=theta,
         stall_steps=jnp.zeros((), int),
+        window_tries=jnp.zeros((), int),
+        window_progress=zero,
         steps=jnp.zeros((), int),
         rejected=jnp.zeros((), int),
         result=jnp.full((), RUNNING, int),
@@ -335,11 +342,14 @@ def _step(settings: Settings, carry: Carry) -> Carry:
         stall_s=carry.stall_s,
         stall_theta=carry.stall_theta,
         stall_steps=carry.stall_steps,
+        window_tries=carry.window_tries,
+        window_progress=carry.window_progress,
         steps=carry.steps + keep.astype(int),
         rejected=carry.rejected + (~keep).astype(int),
         result=carry.result,
     )
-    return _verdict(settings, _watch_stall(new, keep))
+    progress = jnp.where(keep, _progress(carry, y1[0], s1), 0)
+    return _verdict(settings, _watch_pace(settings, _watch_stall(new, keep), progress))
 
 
 def _error_order(solver) -> float | int:
@@ -396,6 +406,40 @@ def _watch_stall(carry: Carry, keep: Bool[Array, ""]) -> Carry:
             jnp.where(progress, carry.s, carry.stall_s),
             jnp.where(progress, carry.y[0], carry.stall_theta),
             jnp.where(progress, 0, carry.stall_steps + keep.astype(int)),
+        ),
+    )
+
+
+def _progress(carry: Carry, theta1, s1) -> Float[Array, ""]:
+    """How far a step came: in s, plus relative arc length; for every clock alike."""
+    rho = jnp.linalg.norm(theta1)
+    moved = jnp.linalg.norm(theta1 - carry.y[0]) / jnp.where(rho > 0, rho, 1)
+    return jnp.abs(s1 - carry.s) + moved
+
+
+def _watch_pace(settings: Settings, carry: Carry, progress) -> Carry:
+    """Ends a flow whose steps stay far below what its tolerance asks for.
+
+    A method whose error is of order p takes steps of about `rtol ** (1 / (p + 1))` on a
+    smooth flow. `patience` tried steps in a row with a mean of under a hundredth of
+    that are spent on kinks (or, by an explicit method, on stability); where the risk
+    does not fall either, on a stationary point.
+    """
+    tries, total = carry.window_tries + 1, carry.window_progress + progress
+    full = tries >= settings.patience
+    usual = settings.rtol ** (1 / (_error_order(settings.solver) + 1))
+    slow = full & (total < 0.01 * usual * tries.astype(total.dtype))
+    return eqx.tree_at(
+        lambda c: (c.window_tries, c.window_progress, c.result),
+        carry,
+        (
+            jnp.where(full, 0, tries),
+            jnp.where(full, 0, total),
+            jnp.where(
+                slow,
+                jnp.where(carry.stall_steps >= 5, STATIONARY, CHATTERING),
+                carry.result,
+            ),
         ),
     )
 

@@ -19,6 +19,11 @@ class Result(enum.Enum):
         "the measured log-risk time fell out of step with the integrated one: lower "
         "`rtol`, or use a stiff solver (`solver=None`)"
     )
+    chattering = (
+        "steps stay a hundred times smaller than the tolerance asks for: the flow "
+        "slides along kinks (plain ReLU, max-pooling: use the smoothed ones), or an "
+        "explicit solver is held back by stability (use `solver=None`)"
+    )
     step_limit = "`max_steps` was reached"
     time_limit = "`max_seconds` was reached"
     interrupted = "interrupted; everything up to here is kept"

@@ -208,6 +208,18 @@ def test_float32_reaches_far_and_agrees():
         gf.integrate(gf.Problem(single, x.astype(jnp.float32), y), to=1e5, max_steps=2)
 
 
+@pytest.mark.parametrize("solver", [None, diffrax.Tsit5()], ids=["Rodas5P", "Tsit5"])
+def test_plain_relu_that_chatters_is_named_with_the_remedy(solver):
+    x, y = gf.datasets.iris("versicolor")
+    model = gf.models.TwoLayer(
+        5, 20, gf.models.ReLU(), key=jax.random.key(0), train_outer=True
+    )
+    with pytest.raises(gf.FlowError, match="chattering: .* smoothed") as caught:
+        gf.integrate(gf.Problem(model, x, y), to=100.0, solver=solver)
+    stats = caught.value.trajectory.stats
+    assert stats["steps"] + stats["rejected_steps"] <= 1500
+
+
 @pytest.mark.parametrize(
     "options, match",
     [
