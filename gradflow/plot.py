@@ -5,6 +5,7 @@ logarithmic axis.
 """
 
 import contextlib
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 
 from ._trajectory import Trajectory
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -65,8 +66,8 @@ def margins(traj: Trajectory, *, ax: Axes | None = None, most: int = 400) -> Fig
         by = r"\rho^L" if name == "normalized_margins" else r"\mathrm{median}"
         ax.set_ylabel(rf"margin $p_i / {by}$")
         _log_risk_axis(ax, traj)
-        ax.legend(loc="lower right", frameon=False)
-        ax.set_title(_margin_title(traj, len(shown), count), pad=24)
+        ax.legend(loc="upper left", framealpha=0.9)
+        ax.set_title(_margin_title(traj, len(shown), count), pad=8)
     return figure
 
 
@@ -155,11 +156,11 @@ def _drift(ax, traj):
     ax.set_title("clock drift (measured - integrated)")
 
 
-def _axes(ax, size):
+def _axes(ax: Axes | None, size) -> tuple[Axes, Any]:
     if ax is None:
         figure, ax = plt.subplots(figsize=size, layout="constrained")
         return ax, figure
-    return ax, ax.get_figure()
+    return ax, ax.figure
 
 
 def _log_risk_axis(ax, traj):
