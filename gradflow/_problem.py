@@ -200,33 +200,39 @@ class Problem(eqx.Module):
                 theta, self.x, self.y, zero
             )
             return value, -grad
-        xs, ys, log_mask = self._batches()
 
-        def combine(carry, batch):
+        def combine(carry, number):
             total, grad = carry
-            value, batch_grad = jax.value_and_grad(self._log_risk_of)(theta, *batch)
+            value, batch_grad = jax.value_and_grad(self._log_risk_of)(
+                theta, *self._batch(number)
+            )
             new = jnp.logaddexp(total, value)
             grad = jnp.exp(total - new) * grad + jnp.exp(value - new) * batch_grad
             return (new, grad), None
 
-        start = jax.value_and_grad(self._log_risk_of)(theta, xs[0], ys[0], log_mask[0])
-        (value, grad), _ = jax.lax.scan(combine, start, (xs[1:], ys[1:], log_mask[1:]))
+        start = (jnp.array(-jnp.inf, theta.dtype), jnp.zeros_like(theta))
+        (value, grad), _ = jax.lax.scan(combine, start, self._batch_numbers())
         return value, -grad
 
-    def _batches(self):
+    def _batch_numbers(self):
+        return jnp.arange(math.ceil(self.n / (self.batch_size or self.n)))
+
+    def _batch(self, number):
+        # Taken out one at a time, so that the data are not copied as a whole. The last
+        # batch is filled up with copies of the first example at weight zero.
         size = self.batch_size or self.n
-        count = math.ceil(self.n / size)
-        # The last batch is filled up with copies of the first example at weight zero.
-        index = np.arange(count * size)
-        log_mask = jnp.where(index < self.n, 0.0, -jnp.inf).astype(self.theta.dtype)
-        index = np.where(index < self.n, index, 0).reshape(count, size)
-        return self.x[index], self.y[index], log_mask.reshape(count, size)
+        index = number * size + jnp.arange(size)
+        inside = index < self.n
+        log_mask = jnp.where(inside, 0.0, -jnp.inf).astype(self.theta.dtype)
+        index = jnp.where(inside, index, 0)
+        return self.x[index], self.y[index], log_mask
 
     def _map(self, function):
         if self.batch_size is None:
             return function(self.x, self.y)
-        xs, ys, _ = self._batches()
-        out = jax.lax.map(lambda batch: function(*batch), (xs, ys))
+        out = jax.lax.map(
+            lambda number: function(*self._batch(number)[:2]), self._batch_numbers()
+        )
         return out.reshape(-1, *out.shape[2:])[: self.n]
 
 

@@ -8,6 +8,7 @@ import pytest
 from scipy.signal import correlate
 
 import gradflow as gf
+from gradflow.models.convolution import convolve_natively, convolve_patches
 
 from .model_properties import check_degrees
 
@@ -36,6 +37,16 @@ def test_stride_and_padding():
     full = as_one(M.Conv(2, 3, 3, padding=1, key=KEY))(IMAGE)
     strided = as_one(M.Conv(2, 3, 3, padding=1, stride=2, key=KEY))(IMAGE)
     np.testing.assert_allclose(strided, full[::2, ::2], rtol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "padding"), [(1, 2, 0), (3, 1, 1), (3, 2, 1)]
+)
+def test_patches_and_the_native_convolution_agree(size, stride, padding):
+    weight = jax.random.normal(KEY, (4, size, size, 2))
+    patches = convolve_patches(IMAGE, weight, stride, padding)
+    native = convolve_natively(IMAGE, weight, stride, padding)
+    np.testing.assert_allclose(patches, native, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize(("size", "stride"), [(2, None), (3, 2), (3, None)])
@@ -200,6 +211,7 @@ def test_biases_everywhere_break_homogeneity():
     [
         (lambda: M.LyuLiCNN(bias="some", key=KEY), "`bias` must be one of"),
         (lambda: M.HAlexNet(key=KEY)(jnp.zeros((3, 32, 32))), "channels last"),
+        (lambda: M.Conv(1, 1, 2, padding="SAME", key=KEY), "filters of odd size"),
         (lambda: M.MaxPool(3, 2, 1, eps=0.1), "padded windows"),
         (lambda: as_one(M.MaxPool(2, eps=0.1))(IMAGE), "needs the scale"),
         (lambda: as_one(M.Conv(3, 1, 2, key=KEY))(IMAGE), "A convolution of 3"),
