@@ -16,6 +16,7 @@ KKT_TOL = 1e-6  # relative residual of theta = sum of lambda times gradients
 CURVATURE_TOL = 1e-6  # eigenvalues of the Lagrangian's Hessian; the objective's are 1
 _ON_KINK = 1e-9
 _ACTIVE = 1e-7
+_NEARLY_ACTIVE = 1.05
 _MAX_CELLS = 256
 
 
@@ -216,6 +217,13 @@ def _null_space(rows, k):
     return right[rank:].T
 
 
+def rough_residual(program: MarginProgram, u: np.ndarray) -> float:
+    """Relative KKT residual where constraints up to 5 % above one may be active."""
+    c, jacobian = program.constraints_and_jacobian(u)
+    _, gap = _nonnegative(jacobian[c <= _NEARLY_ACTIVE].T, u)
+    return gap / float(np.linalg.norm(u))
+
+
 def polish(program: MarginProgram, u: np.ndarray) -> np.ndarray:
     """The KKT point next to `u` by Newton's method, or `u` itself if there is none.
 
@@ -235,7 +243,7 @@ def polish(program: MarginProgram, u: np.ndarray) -> np.ndarray:
 
 def _newton(program, u, kinks):
     c, jacobian = program.constraints_and_jacobian(u)
-    candidates = np.flatnonzero(c <= 1.05)
+    candidates = np.flatnonzero(c <= _NEARLY_ACTIVE)
     weights, _ = _nonnegative(jacobian[candidates].T, u)
     contribution = weights * np.linalg.norm(jacobian[candidates], axis=1)
     active = candidates[contribution > 1e-4 * np.linalg.norm(u)]
@@ -267,5 +275,9 @@ def _newton_step(program, v, active, kinks):
     hessian = program.hessian(v, multipliers, switch_weights)
     zeros = np.zeros((len(rows), len(rows)))
     matrix = np.block([[hessian, -rows.T], [rows, zeros]])
-    step, *_ = np.linalg.lstsq(matrix, right, rcond=1e-9)
-    return step[: len(v)], np.linalg.norm(right), dual
+    # Levenberg and Marquardt's damping, as large as the error: the solutions may form a
+    # manifold, which this converges to quadratically, at a point nearby.
+    error = np.linalg.norm(right)
+    damped = np.vstack([matrix, np.sqrt(error) * np.eye(len(matrix))])
+    step, *_ = np.linalg.lstsq(damped, np.append(right, np.zeros(len(matrix))), rcond=0)
+    return step[: len(v)], error, dual
