@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from . import _loop as loop
+from . import _loop as loop, _state as state
 from ._clocks import AbstractClock, LogRiskTime
 from ._compile import Interrupt, Interrupted, compiled, wait
+from ._flow import Flow, measured_s
 from ._problem import Problem
 from ._progress import Progress
 from ._results import FlowError, Result
@@ -27,12 +28,12 @@ from .diagnostics.snapshot import Snapshot
 from .diagnostics.standard import standard
 
 _CODES = {
-    loop.REACHED: Result.reached,
-    loop.STATIONARY: Result.stationary,
-    loop.STEP_UNDERFLOW: Result.step_underflow,
-    loop.CLOCK_LOST: Result.clock_lost,
-    loop.STEP_LIMIT: Result.step_limit,
-    loop.CHATTERING: Result.chattering,
+    state.REACHED: Result.reached,
+    state.STATIONARY: Result.stationary,
+    state.STEP_UNDERFLOW: Result.step_underflow,
+    state.CLOCK_LOST: Result.clock_lost,
+    state.STEP_LIMIT: Result.step_limit,
+    state.CHATTERING: Result.chattering,
 }
 _BUFFER_ROWS = 64
 _CHUNK_SECONDS = 0.5
@@ -93,13 +94,13 @@ def integrate(
     if not isinstance(problem, Problem):
         raise ValueError(f"`problem` must be a `gf.Problem`; got {type(problem)}.")
     solver = checked_solver(solver, problem, rtol, atol)
-    s0 = float(loop.measured_s(problem, problem.theta))
+    s0 = float(measured_s(problem, problem.theta))
     saves = checked_saves(saveat, s0, to)
     warn_about_precision(problem, to)
     if diagnostics is None:
         diagnostics = (standard,)
-    settings = loop.Settings(
-        flow=loop.Flow(
+    settings = state.Settings(
+        flow=Flow(
             problem,
             clock.at_start(float(jnp.linalg.norm(problem.theta))),
             newton=isinstance(solver, diffrax.AbstractImplicitSolver),
@@ -180,7 +181,7 @@ class _Run:
             return carry, Result.interrupted
         budget, began = 16, time.perf_counter()
         while True:
-            if int(carry.result) != loop.RUNNING and not self._pending(carry):
+            if int(carry.result) != state.RUNNING and not self._pending(carry):
                 return carry, _CODES[int(carry.result)]
             if self.interrupt.requested:
                 return carry, Result.interrupted
@@ -251,7 +252,7 @@ class _Run:
         carry = eqx.tree_at(
             lambda c: (c.saved, c.result),
             carry,
-            (jnp.zeros_like(carry.saved), jnp.full_like(carry.result, loop.RUNNING)),
+            (jnp.zeros_like(carry.saved), jnp.full_like(carry.result, state.RUNNING)),
         )
         carry, filled, count = self.call(settings, carry, self._buffers(), jnp.array(1))
         self._collect(filled, int(count))
@@ -270,7 +271,7 @@ class _Run:
     def _stats(self, carry) -> dict[str, float | int]:
         stats: dict[str, Any] = {"steps": 0, "rejected_steps": 0}
         if carry is not None:
-            counts = loop.solver_counts(self.settings.solver, carry.solver_state)
+            counts = state.solver_counts(self.settings.solver, carry.solver_state)
             stats = {"steps": int(carry.steps), "rejected_steps": int(carry.rejected)}
             stats.update(
                 {

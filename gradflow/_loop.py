@@ -4,131 +4,16 @@ The carry holds everything that a step reads, so that a chunk may end anywhere a
 next one goes on bit-identically, in this process or in another.
 """
 
-from collections.abc import Callable
-
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
-from ._clocks import AbstractClock
-from ._problem import Problem
-from .diagnostics.snapshot import Snapshot, snapshot
-
-# Codes inside the compiled loop; `_results.Result` names them for the user.
-RUNNING, REACHED, STATIONARY, STEP_UNDERFLOW, CLOCK_LOST, STEP_LIMIT, CHATTERING = (
-    range(7)
-)
-_STALL_STEPS = 50
-
-
-class Flow(eqx.Module):
-    """What a vector field is evaluated on: the `args` of every solver.
-
-    With `newton` the derivative of the path length is taken as zero. Nothing depends on
-    the path length, so Newton iterations converge all the same; near zero weights that
-    derivative grows like the inverse square of the norm and they would not.
-    """
-
-    problem: Problem
-    clock: AbstractClock
-    newton: bool = eqx.field(static=True, default=False)
-
-
-class Settings(eqx.Module):
-    """Solver, tolerances and diagnostics of one integration."""
-
-    flow: Flow
-    solver: diffrax.AbstractSolver
-    controller: diffrax.PIDController
-    rtol: Float[Array, ""]
-    atol: Float[Array, ""]
-    saves: Float[Array, " saves"]
-    max_steps: Int[Array, ""]
-    patience: Int[Array, ""]
-    diagnostics: tuple[Callable[[Snapshot], dict[str, Array]], ...]
-
-
-class Carry(eqx.Module):
-    """The complete state between two steps."""
-
-    y: PyTree
-    t: Float[Array, ""]
-    t_next: Float[Array, ""]
-    s: Float[Array, ""]
-    t_prev: Float[Array, ""]
-    s_prev: Float[Array, ""]
-    s_start: Float[Array, ""]
-    solver_state: PyTree
-    controller_state: PyTree
-    dense: PyTree
-    saved: Int[Array, ""]
-    theta_saved: Float[Array, " k"]
-    stall_s: Float[Array, ""]
-    stall_theta: Float[Array, " k"]
-    stall_steps: Int[Array, ""]
-    window_tries: Int[Array, ""]
-    window_progress: Float[Array, ""]
-    steps: Int[Array, ""]
-    rejected: Int[Array, ""]
-    result: Int[Array, ""]
-
-
-def vector_field(t, y, flow: Flow):
-    r"""$(\theta, (s, u, \zeta))$ along the clock: the parameters and three quadratures.
-
-    $d\theta = vG\,d\sigma$, $ds = v\lVert G\rVert^2 d\sigma$,
-    $du = (\lVert G\rVert^{-2} - u)\,ds$ with $u = tL$, and
-    $d\zeta = \lVert G_\perp\rVert / (\lVert G\rVert^2\rho)\,ds$, the path length of
-    $\theta/\rho$. At a stationary point ($G = 0$) everything stands still.
-    """
-    del t
-    theta, quadratures = y
-    log_risk, direction = flow.problem.log_risk_and_direction(theta)
-    moving, norm = _safe_norm(direction)
-    away, rho = _safe_norm(theta)
-    radial = jnp.vdot(theta, direction)
-    speed = flow.clock.speed(
-        log_risk, norm, jnp.where(away, rho, 0), radial, flow.problem.loss
-    )
-    speed = jnp.where(moving, speed, 0)
-    _, spherical = _safe_norm(direction - (radial / rho**2) * theta)
-    ds = speed * norm * norm
-    time = (1 / norm) / norm - quadratures[1]
-    path = jnp.where(away, speed * spherical / rho, 0)
-    if flow.newton:
-        path = jax.lax.stop_gradient(path)
-    return speed * direction, jnp.stack([ds, jnp.where(moving, time * ds, 0), path])
-
-
-def _safe_norm(v):
-    """Whether `v` is non-zero, and its norm, or 1 if not; differentiable at zero."""
-    square = jnp.vdot(v, v)
-    # A norm of 1e-160 squares to zero: scale by the largest entry first.
-    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(v)))
-    scale = jnp.where(largest > 0, largest, 1)
-    square = jnp.sum((v / scale) ** 2)
-    nonzero = largest > 0
-    return nonzero, jnp.where(
-        nonzero, scale * jnp.sqrt(jnp.where(nonzero, square, 1)), 1
-    )
-
-
-def measured_s(problem: Problem, theta) -> Float[Array, ""]:
-    r"""$\ln(n/L)$ at `theta`, by one forward pass."""
-    return jnp.log(problem.n).astype(theta.dtype) - problem.log_risk(theta)
-
-
-def term() -> diffrax.ODETerm:
-    """The flow as a Diffrax term; `args` is a `Flow`."""
-    return diffrax.ODETerm(vector_field)
-
-
-def solver_counts(solver, state) -> dict[str, Array]:
-    """Work done so far, from a solver of ours, or nothing (then counted per step)."""
-    counts = getattr(solver, "counts", None)
-    return {} if counts is None else counts(state)
+from ._flow import Flow, measured_s, term, vector_field
+from ._state import REACHED, RUNNING, Carry, Settings, error_order
+from ._verdict import judged
+from .diagnostics.snapshot import snapshot
 
 
 def start(settings: Settings) -> Carry:
@@ -144,7 +29,7 @@ def start(settings: Settings) -> Carry:
         solver.step, term(), zero, dt, y, settings.flow, solver_state, True
     )
     _, controller_state = settings.controller.init(
-        term(), zero, dt, zero, dt, settings.flow, solver.func, _error_order(solver)
+        term(), zero, dt, zero, dt, settings.flow, solver.func, error_order(solver)
     )
     return Carry(
         y=y,
@@ -318,7 +203,7 @@ def _step(settings: Settings, carry: Carry) -> Carry:
         jnp.zeros_like(s1),
         flow,
         _scaled_error(settings, carry, y1, s1, error, usable),
-        _error_order(solver),
+        error_order(solver),
         carry.controller_state,
     )
     keep = jnp.asarray(kept)
@@ -348,17 +233,7 @@ def _step(settings: Settings, carry: Carry) -> Carry:
         rejected=carry.rejected + (~keep).astype(int),
         result=carry.result,
     )
-    progress = jnp.where(keep, _progress(carry, y1[0], s1), 0)
-    return _verdict(settings, _watch_pace(settings, _watch_stall(new, keep), progress))
-
-
-def _error_order(solver) -> float | int:
-    order = solver.error_order(term())
-    if order is None:
-        raise ValueError(
-            f"`solver={type(solver).__name__}()` does not state its order."
-        )
-    return order
+    return judged(settings, carry, new, keep)
 
 
 def _after_rejection(carry, solver, new_state):
@@ -388,74 +263,3 @@ def _scaled_error(settings, carry, y1, s1, error, usable) -> Float[Array, ""]:
         scaled, drift / (3 * settings.rtol * jnp.maximum(1, jnp.abs(ds)) + rounding)
     )
     return jnp.where(usable & jnp.isfinite(scaled), scaled, jnp.inf)
-
-
-def _watch_stall(carry: Carry, keep: Bool[Array, ""]) -> Carry:
-    """Counts accepted steps since the risk fell or the parameters moved."""
-    eps = jnp.finfo(carry.s.dtype).eps
-    tolerance = jnp.maximum(1e-8, 64 * eps).astype(carry.s.dtype)
-    gained = carry.s > carry.stall_s + tolerance * (1 + jnp.abs(carry.stall_s))
-    moved = jnp.linalg.norm(carry.y[0] - carry.stall_theta) > 1e-3 * jnp.linalg.norm(
-        carry.y[0]
-    )
-    progress = keep & (gained | moved)
-    return eqx.tree_at(
-        lambda c: (c.stall_s, c.stall_theta, c.stall_steps),
-        carry,
-        (
-            jnp.where(progress, carry.s, carry.stall_s),
-            jnp.where(progress, carry.y[0], carry.stall_theta),
-            jnp.where(progress, 0, carry.stall_steps + keep.astype(int)),
-        ),
-    )
-
-
-def _progress(carry: Carry, theta1, s1) -> Float[Array, ""]:
-    """How far a step came: in s, plus relative arc length; for every clock alike."""
-    rho = jnp.linalg.norm(theta1)
-    moved = jnp.linalg.norm(theta1 - carry.y[0]) / jnp.where(rho > 0, rho, 1)
-    return jnp.abs(s1 - carry.s) + moved
-
-
-def _watch_pace(settings: Settings, carry: Carry, progress) -> Carry:
-    """Ends a flow whose steps stay far below what its tolerance asks for.
-
-    A method whose error is of order p takes steps of about `rtol ** (1 / (p + 1))` on a
-    smooth flow. `patience` tried steps in a row with a mean of under a hundredth of
-    that are spent on kinks (or, by an explicit method, on stability); where the risk
-    does not fall either, on a stationary point.
-    """
-    tries, total = carry.window_tries + 1, carry.window_progress + progress
-    full = tries >= settings.patience
-    usual = settings.rtol ** (1 / (_error_order(settings.solver) + 1))
-    slow = full & (total < 0.01 * usual * tries.astype(total.dtype))
-    return eqx.tree_at(
-        lambda c: (c.window_tries, c.window_progress, c.result),
-        carry,
-        (
-            jnp.where(full, 0, tries),
-            jnp.where(full, 0, total),
-            jnp.where(
-                slow,
-                jnp.where(carry.stall_steps >= 5, STATIONARY, CHATTERING),
-                carry.result,
-            ),
-        ),
-    )
-
-
-def _verdict(settings: Settings, carry: Carry) -> Carry:
-    step = carry.t_next - carry.t
-    eps = jnp.finfo(step.dtype).eps
-    drift = jnp.abs(carry.s - carry.y[1][0])
-    underflow = ~(step > 16 * eps * jnp.abs(carry.t)) | ~jnp.isfinite(step)
-    verdicts = [
-        (carry.steps + carry.rejected >= settings.max_steps, STEP_LIMIT),
-        (carry.stall_steps >= _STALL_STEPS, STATIONARY),
-        (underflow, STEP_UNDERFLOW),
-        (drift > 1 + 0.1 * (carry.s - carry.s_start), CLOCK_LOST),
-    ]
-    result = carry.result
-    for happened, code in verdicts:
-        result = jnp.where(happened, code, result)
-    return eqx.tree_at(lambda c: c.result, carry, result)

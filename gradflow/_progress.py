@@ -5,7 +5,7 @@ import sys
 
 from tqdm import tqdm
 
-from ._loop import solver_counts
+from ._state import solver_counts
 
 _FORMAT = "s = {n:.6g}/{total:.6g} |{bar}| {postfix} [{elapsed}<{remaining}]"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import equinox as eqx
 import numpy as np
 
-from . import _loop as loop
+from ._state import STEP_LIMIT
 from ._trajectory import Trajectory
 
 # What may differ between a run and its continuation without changing its numbers.
@@ -56,7 +56,7 @@ class RunFolder:
             ) from error
         self._check_same(header["config"])
         # A run that was out of steps goes on where a larger limit is given.
-        if int(carry.result) == loop.STEP_LIMIT:
+        if int(carry.result) == STEP_LIMIT:
             carry = eqx.tree_at(lambda c: c.result, carry, carry.result * 0)
         count = header["rows"]
         if not count:

@@ -1,0 +1,69 @@
+"""What the step loop reads and carries."""
+
+from collections.abc import Callable
+
+import diffrax
+import equinox as eqx
+from jaxtyping import Array, Float, Int, PyTree
+
+from ._flow import Flow, term
+from .diagnostics.snapshot import Snapshot
+
+# Codes inside the compiled loop; `_results.Result` names them for the user.
+RUNNING, REACHED, STATIONARY, STEP_UNDERFLOW, CLOCK_LOST, STEP_LIMIT, CHATTERING = (
+    range(7)
+)
+
+
+class Settings(eqx.Module):
+    """Solver, tolerances and diagnostics of one integration."""
+
+    flow: Flow
+    solver: diffrax.AbstractSolver
+    controller: diffrax.PIDController
+    rtol: Float[Array, ""]
+    atol: Float[Array, ""]
+    saves: Float[Array, " saves"]
+    max_steps: Int[Array, ""]
+    patience: Int[Array, ""]
+    diagnostics: tuple[Callable[[Snapshot], dict[str, Array]], ...]
+
+
+class Carry(eqx.Module):
+    """The complete state between two steps."""
+
+    y: PyTree
+    t: Float[Array, ""]
+    t_next: Float[Array, ""]
+    s: Float[Array, ""]
+    t_prev: Float[Array, ""]
+    s_prev: Float[Array, ""]
+    s_start: Float[Array, ""]
+    solver_state: PyTree
+    controller_state: PyTree
+    dense: PyTree
+    saved: Int[Array, ""]
+    theta_saved: Float[Array, " k"]
+    stall_s: Float[Array, ""]
+    stall_theta: Float[Array, " k"]
+    stall_steps: Int[Array, ""]
+    window_tries: Int[Array, ""]
+    window_progress: Float[Array, ""]
+    steps: Int[Array, ""]
+    rejected: Int[Array, ""]
+    result: Int[Array, ""]
+
+
+def solver_counts(solver, state) -> dict[str, Array]:
+    """Work done so far, from a solver of ours, or nothing (then counted per step)."""
+    counts = getattr(solver, "counts", None)
+    return {} if counts is None else counts(state)
+
+
+def error_order(solver) -> float | int:
+    order = solver.error_order(term())
+    if order is None:
+        raise ValueError(
+            f"`solver={type(solver).__name__}()` does not state its order."
+        )
+    return order

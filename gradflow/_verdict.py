@@ -1,0 +1,103 @@
+"""When a flow ends before it gets where it was asked to go."""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from ._state import (
+    CHATTERING,
+    CLOCK_LOST,
+    STATIONARY,
+    STEP_LIMIT,
+    STEP_UNDERFLOW,
+    Carry,
+    Settings,
+    error_order,
+)
+
+_STALL_STEPS = 50
+
+
+def judged(settings: Settings, before: Carry, after: Carry, keep) -> Carry:
+    """The carry after a tried step, with a result if the flow should end here.
+
+    `keep`: whether the step from `before` was accepted.
+    """
+    progress = jnp.where(keep, _progress(before, after.y[0], after.s), 0)
+    after = _watch_stall(settings, after, keep)
+    return _verdict(settings, _watch_pace(settings, after, progress))
+
+
+def _watch_stall(settings: Settings, carry: Carry, keep: Bool[Array, ""]) -> Carry:
+    """Counts accepted steps since the risk fell or the parameters moved.
+
+    Motion counts relative to the larger of the present and the first norm: a flow that
+    dies at zero weights goes on shrinking them by factors.
+    """
+    eps = jnp.finfo(carry.s.dtype).eps
+    tolerance = jnp.maximum(1e-8, 64 * eps).astype(carry.s.dtype)
+    gained = carry.s > carry.stall_s + tolerance * (1 + jnp.abs(carry.stall_s))
+    theta, first = carry.y[0], settings.flow.problem.theta
+    size = jnp.maximum(jnp.linalg.norm(theta), jnp.linalg.norm(first))
+    moved = jnp.linalg.norm(theta - carry.stall_theta) > 1e-3 * size
+    progress = keep & (gained | moved)
+    return eqx.tree_at(
+        lambda c: (c.stall_s, c.stall_theta, c.stall_steps),
+        carry,
+        (
+            jnp.where(progress, carry.s, carry.stall_s),
+            jnp.where(progress, carry.y[0], carry.stall_theta),
+            jnp.where(progress, 0, carry.stall_steps + keep.astype(int)),
+        ),
+    )
+
+
+def _progress(carry: Carry, theta1, s1) -> Float[Array, ""]:
+    """How far a step came: in s, plus relative arc length; for every clock alike."""
+    rho = jnp.linalg.norm(theta1)
+    moved = jnp.linalg.norm(theta1 - carry.y[0]) / jnp.where(rho > 0, rho, 1)
+    return jnp.abs(s1 - carry.s) + moved
+
+
+def _watch_pace(settings: Settings, carry: Carry, progress) -> Carry:
+    """Ends a flow whose steps stay far below what its tolerance asks for.
+
+    A method whose error is of order p takes steps of about `rtol ** (1 / (p + 1))` on a
+    smooth flow. `patience` tried steps in a row with a mean of under a hundredth of
+    that are spent on kinks (or, by an explicit method, on stability); where the risk
+    does not fall either, on a stationary point.
+    """
+    tries, total = carry.window_tries + 1, carry.window_progress + progress
+    full = tries >= settings.patience
+    usual = settings.rtol ** (1 / (error_order(settings.solver) + 1))
+    slow = full & (total < 0.01 * usual * tries.astype(total.dtype))
+    return eqx.tree_at(
+        lambda c: (c.window_tries, c.window_progress, c.result),
+        carry,
+        (
+            jnp.where(full, 0, tries),
+            jnp.where(full, 0, total),
+            jnp.where(
+                slow,
+                jnp.where(carry.stall_steps >= 5, STATIONARY, CHATTERING),
+                carry.result,
+            ),
+        ),
+    )
+
+
+def _verdict(settings: Settings, carry: Carry) -> Carry:
+    step = carry.t_next - carry.t
+    eps = jnp.finfo(step.dtype).eps
+    drift = jnp.abs(carry.s - carry.y[1][0])
+    underflow = ~(step > 16 * eps * jnp.abs(carry.t)) | ~jnp.isfinite(step)
+    verdicts = [
+        (carry.steps + carry.rejected >= settings.max_steps, STEP_LIMIT),
+        (carry.stall_steps >= _STALL_STEPS, STATIONARY),
+        (underflow, STEP_UNDERFLOW),
+        (drift > 1 + 0.1 * (carry.s - carry.s_start), CLOCK_LOST),
+    ]
+    result = carry.result
+    for happened, code in verdicts:
+        result = jnp.where(happened, code, result)
+    return eqx.tree_at(lambda c: c.result, carry, result)
