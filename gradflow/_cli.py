@@ -146,13 +146,13 @@ def _run(command: Run) -> int:
             folder=command.out,
             throw=False,
         )
+    if trajectory.result is Result.interrupted:
+        print(f"{trajectory!r}\nThe same command goes on from here.")
+        return 130
     figures = _write_figures(trajectory, command.out / "figures")
     status = _report(trajectory)
     for path in figures:
         print(path)
-    if trajectory.result is Result.interrupted:
-        print("The same command goes on from here.")
-        return 130
     return status
 
 

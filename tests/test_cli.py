@@ -98,6 +98,14 @@ def test_an_unfinished_run_goes_on_to_the_same_numbers(finished, tmp_path, monke
     assert resumed.stats["steps"] == unbroken.stats["steps"]
 
 
+def test_an_interrupted_run_says_how_to_go_on(finished, tmp_path, monkeypatch, capsys):
+    trajectory = gf.Trajectory.load(finished[0] / "trajectory.nc")
+    trajectory.result = gf.Result.interrupted
+    monkeypatch.setattr(_cli, "integrate", lambda *args, **options: trajectory)
+    assert _cli.main([*SMALL, str(tmp_path / "run")]) == 130
+    assert "The same command goes on from here." in capsys.readouterr().out
+
+
 def test_another_configuration_is_refused_by_field(finished, capsys):
     folder, _ = finished
     before = (folder / "config.toml").read_text()
