@@ -12,6 +12,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ._plot_theory import (
+    neuron_directions as neuron_directions,
+    prediction_surface as prediction_surface,
+    saliency as saliency,
+    saliency_figure as saliency_figure,
+)
 from ._trajectory import Trajectory
 
 _STYLE: dict[Any, Any] = {
