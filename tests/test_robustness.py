@@ -109,13 +109,14 @@ def test_several_classes_bounds_and_other_examples():
     others = np.where(np.eye(3)[y] == 1, -np.inf, x).max(axis=1)
     np.testing.assert_allclose(found.distances, (own - others) / np.sqrt(2), rtol=1e-8)
     np.testing.assert_allclose(found.lower_bounds, found.distances, rtol=1e-8)
-    one = gf.diagnostics.robustness(
-        problem, w, jnp.array([[1.0, 0.5, 0.0]]), jnp.array([2]), bounds=(0.0, 1.0)
+    # Other examples, in a box; the first is misclassified.
+    wrong = np.array([[1.0, 0.5, 0.0]])
+    boxed = gf.diagnostics.robustness(
+        problem, w, np.concatenate([wrong, x]), np.append(2, y), bounds=(0.0, 1.0)
     )
-    assert one.distances[0] == 0  # misclassified
-    # Inside the box the way straight across is still open.
-    boxed = gf.diagnostics.robustness(problem, w, x, y, bounds=(0.0, 1.0))
-    assert np.all(boxed.distances >= found.distances * (1 - 1e-9))
+    assert boxed.distances[0] == 0
+    np.testing.assert_array_equal(boxed.nearest[0], wrong[0])
+    assert np.all(boxed.distances[1:] >= found.distances * (1 - 1e-9))
     assert np.all((boxed.nearest >= 0) & (boxed.nearest <= 1))
     with pytest.raises(ValueError, match="outside"):
         gf.diagnostics.robustness(problem, w, x + 1, y, bounds=(0.0, 1.0))
