@@ -38,6 +38,7 @@ from .layers import (
     Signal as Signal,
 )
 from .normalization import BatchNorm as BatchNorm, WeightNorm as WeightNorm
+from .precision import InPrecision as InPrecision
 from .residual import DenseNet121 as DenseNet121, ResNet18 as ResNet18
 from .sparse import (
     Diagonal as Diagonal,

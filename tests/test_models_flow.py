@@ -1,0 +1,89 @@
+"""Every family of models flows on small data and passes its certificate."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gradflow as gf
+
+M = gf.models
+KEY = jax.random.key(3)
+SMOOTH = M.SmoothReLU(0.1)
+
+
+def flow(model, x, y, to=30.0, **options):
+    problem = gf.Problem(model, x, y, **options)
+    return problem, gf.integrate(problem, to=to, rtol=1e-5, saveat=10)
+
+
+def vectors(n=8, d=6):
+    x = jax.random.normal(jax.random.key(1), (n, d))
+    return x, jnp.where(x[:, 0] > 0, 1.0, -1.0)
+
+
+DENSE = {
+    "diagonal": lambda: M.Diagonal(6, 3, key=KEY),
+    "patches": lambda: M.DisjointPatches(3, 2, 4, SMOOTH, key=KEY),
+    "weight_norm": lambda: M.Sequential(
+        (M.WeightNorm(M.Dense(6, 8, key=KEY)), SMOOTH, M.Dense(8, 1, key=KEY))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_dense_families(name):
+    _, traj = flow(DENSE[name](), *vectors())
+    assert traj.certificate().passed, str(traj.certificate())
+
+
+def test_convolutional_network():
+    x = jax.random.uniform(KEY, (6, 8, 8, 1))
+    k = jax.random.split(KEY, 2)
+    model = M.Sequential(
+        (
+            M.Conv(1, 3, 3, padding="SAME", key=k[0]),
+            M.MaxPool(2, eps=0.1),
+            SMOOTH,
+            M.Flatten(),
+            M.Dense(48, 3, key=k[1]),
+        )
+    )
+    _, traj = flow(model, x, jnp.arange(6) % 3)
+    assert traj.certificate().passed, str(traj.certificate())
+
+
+def test_skip_connection_margin_falls_to_one_half():
+    """Vardi et al., Theorem 6.1: monotonically, from above 0.9."""
+    x, y = jnp.ones((1, 1)), jnp.ones(1)
+    problem = gf.Problem(M.SkipScalar(), x, y, homogeneous=False)
+
+    def unit_margin(snap):
+        theta = snap.theta / jnp.linalg.norm(snap.theta)
+        return {"unit_margin": snap.problem.margins(theta)[0]}
+
+    traj = gf.integrate(
+        problem, to=1e6, rtol=1e-6, saveat=20, diagnostics=[unit_margin]
+    )
+    margins = np.asarray(traj["unit_margin"])
+    np.testing.assert_allclose(margins[0], 4 / 12 + 2 / np.sqrt(12))
+    assert margins[0] > 0.9
+    assert np.all(np.diff(margins) < 0)
+    assert 0.5 < margins[-1] < 0.51
+    # du = dv / v and v = w all along.
+    model = traj.model
+    np.testing.assert_allclose(model.v, model.w, rtol=1e-12)
+    np.testing.assert_allclose(model.u, 2 + np.log(model.v / 2), rtol=1e-4)
+
+
+def test_low_precision_network_keeps_margins_to_its_rounding():
+    x, y = vectors()
+    base = M.MLP((6, 8, 1), SMOOTH, key=KEY)
+    exact = gf.Problem(base, x, y)
+    rounded = gf.Problem(M.InPrecision(base, jnp.float32), x, y, homogeneous=False)
+    assert rounded.theta.dtype == jnp.float64
+    for method in ("margins", "log_risk"):
+        a, b = (getattr(p, method)(exact.theta) for p in (exact, rounded))
+        assert b.dtype == jnp.float64
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+        assert not np.array_equal(a, b)
