@@ -87,6 +87,56 @@ def _clock(traj):
     return _at_most("clock drift", drift, bound, "ln(n/L) along the flow is s")
 
 
+def _complete(traj):
+    """Saved points that are missing or moved, among those that should be there."""
+    wanted = np.array(traj.config["saves"])
+    wanted = wanted[wanted <= traj.s[-1]]
+    found = traj.s[: len(wanted)]
+    slack = max(1e-9, 64 * _eps(traj)) * (1 + np.abs(wanted))
+    if len(found) < len(wanted):
+        wrong = len(wanted) - len(found)
+    else:
+        wrong = int(np.sum(np.abs(found - wanted) > slack))
+    return _at_most("saved points missing", wrong, 0.0, "points asked for")
+
+
+def _norm_growth(traj):
+    """Does rho change between saved points as its derivative at both ends says?
+
+    d(rho^2)/ds = 2 <theta, G> / |G|^2; between neighbours the mean of the derivative
+    lies near its values there. The worst excess over three times the larger one,
+    relative to rho^2: large where pieces of different flows were joined.
+    """
+    if "alignment" not in traj or len(traj.s) < 3:
+        return None
+    log_norm = np.logaddexp(
+        2 * traj["log_radial_gradient"], 2 * traj["log_spherical_gradient"]
+    )
+    direction = np.exp(0.5 * log_norm - traj["log_risk"])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slope = 2 * np.abs(traj["alignment"]) * traj["rho"] / direction
+    square = traj["rho"] ** 2
+    # Near a plateau s stands still while theta moves: only steps in s can be judged.
+    late = _after_separation(traj)[:-1] & (np.diff(traj.s) > 0)
+    if not late.any():
+        return None
+    reach = 3 * np.maximum(slope[1:], slope[:-1]) * np.diff(traj.s)
+    excess = (np.abs(np.diff(square)) - reach) / square[1:]
+    bound = max(10 * traj.config["rtol"], 1e3 * _eps(traj))
+    source = "Ji and Telgarsky, Section 3.1"
+    return _at_most("growth of the norm", np.max(excess[late]), bound, source)
+
+
+def _rounding(traj):
+    rounding = _eps(traj) * abs(traj.s[-1])
+    return _at_most("rounding of the margins", rounding, 1e-3, "machine precision")
+
+
+def _tolerance(traj):
+    source = "error estimates mean something below it"
+    return _at_most("tolerance", traj.config["rtol"], 1e-2, source)
+
+
 def _monotone(traj):
     late = _after_separation(traj)
     if "normalized_smoothed_margin" not in traj or late.sum() < 2:
@@ -144,4 +194,15 @@ def _lemma_3_4(traj):
     return _at_most("growth of the margin", values.max(), _eps(traj) ** 0.5, source)
 
 
-_CHECKS: list[Callable] = [_clock, _monotone, _euler, _sandwich, _balance, _lemma_3_4]
+_CHECKS: list[Callable] = [
+    _tolerance,
+    _complete,
+    _clock,
+    _rounding,
+    _monotone,
+    _norm_growth,
+    _euler,
+    _sandwich,
+    _balance,
+    _lemma_3_4,
+]

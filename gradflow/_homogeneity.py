@@ -28,7 +28,23 @@ def check_degree(outputs, theta, x, declared: float | int | None) -> float:
     degree = _rounded(degree, tol) if declared is None else float(declared)
     if degree < 0:
         raise ValueError(f"`model` is homogeneous of negative degree {degree:.4g}.")
+    _check_scaling(outputs, theta, x, degree, tol)
     return degree
+
+
+def _check_scaling(outputs, theta, x, degree, tol):
+    """Do values scale as the gradients say? A wrong derivative rule shows here."""
+    point = _shaken(theta, 0)
+    run = jax.jit(lambda t: outputs(t, x[:_EXAMPLES]))
+    once, twice = run(point), run(2 * point)
+    size = jnp.max(jnp.abs(twice))
+    error = jnp.max(jnp.abs(twice - 2.0**degree * once)) / jnp.where(size > 0, size, 1)
+    if float(error) > 10 * tol:
+        raise ValueError(
+            f"`model` is not homogeneous: Euler's identity gives degree {degree:g}, "
+            f"but doubling the parameters misses 2^{degree:g} by {float(error):.1e} "
+            "(relative). Does a custom gradient rule disagree with the values?"
+        )
 
 
 def measured_layer_degrees(outputs, theta, x, layout) -> tuple[float | None, ...]:
