@@ -76,6 +76,30 @@ def test_skip_connection_margin_falls_to_one_half():
     np.testing.assert_allclose(model.u, 2 + np.log(model.v / 2), rtol=1e-4)
 
 
+def test_mexican_hat_circles_as_far_as_rounding_lets_it():
+    problem = gf.Problem(
+        M.MexicanHat(0.125, r=0.2), jnp.ones((1, 1)), jnp.ones(1), loss=gf.Exponential()
+    )
+
+    def path(snap):
+        u, v, w = snap.theta / jnp.linalg.norm(snap.theta)
+        phi = 1 / w**2
+        return {"phi": phi, "psi": jnp.sin(jnp.arctan2(v, u) - phi)}
+
+    # Deviations grow about like exp(phi^4): rounding spoils the path near phi = 3.
+    traj = gf.integrate(
+        problem,
+        to=1.045,
+        clock=gf.LogNormTime(),
+        rtol=1e-12,
+        saveat=10,
+        diagnostics=[path],
+    )
+    assert np.all(np.diff(traj["phi"]) > 0)
+    assert 2.0 < traj["phi"][-1] < 3.0
+    assert np.max(np.abs(traj["psi"])) < 1e-6
+
+
 def test_low_precision_network_keeps_margins_to_its_rounding():
     x, y = vectors()
     base = M.MLP((6, 8, 1), SMOOTH, key=KEY)

@@ -48,6 +48,10 @@ class MexicanHat(eqx.Module):
     $\varphi \to \infty$ like $\ln\ln\lVert\theta\rVert$. The exponent 3 in $C$ is what
     makes $\psi = 0$ invariant on the sphere; 4 is that of Absil et al. in the plane.
 
+    The path is unstable: a deviation from $\psi = 0$ grows about like $e^{\varphi^4}$,
+    so that in float64 a flow keeps to it up to $\varphi \approx 3$ only, a third of a
+    turn; it then falls into the valley $\psi = \pi/2$.
+
     **Arguments:**
 
     - `degree`: $L$, positive.
