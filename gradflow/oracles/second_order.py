@@ -247,6 +247,21 @@ def _newton(program, u, kinks):
     weights, _ = _nonnegative(jacobian[candidates].T, u)
     contribution = weights * np.linalg.norm(jacobian[candidates], axis=1)
     active = candidates[contribution > 1e-4 * np.linalg.norm(u)]
+    for _ in range(10):
+        solution = _solve(program, u, active, kinks)
+        if solution is None:
+            return None
+        v, dual = solution
+        wrong = active[dual[: len(active)] < -1e-9]
+        missing = np.setdiff1d(np.flatnonzero(program.values(v) < 1 - 1e-9), active)
+        if len(wrong) == 0 and len(missing) == 0:
+            return v
+        active = np.union1d(np.setdiff1d(active, wrong), missing)
+    return None
+
+
+def _solve(program, u, active, kinks):
+    """Newton's method with these constraints tight and these switches zero."""
     v = u
     for _ in range(40):
         step, error, _ = _newton_step(program, v, active, kinks)
@@ -256,10 +271,7 @@ def _newton(program, u, kinks):
         if not np.all(np.isfinite(v)) or np.linalg.norm(v - u) > np.linalg.norm(u) / 10:
             return None
     _, error, dual = _newton_step(program, v, active, kinks)
-    if error > 1e-9 * np.linalg.norm(v):
-        return None
-    feasible = np.min(program.values(v)) >= 1 - 1e-9
-    return v if feasible and np.all(dual[: len(active)] >= -1e-9) else None
+    return None if error > 1e-9 * np.linalg.norm(v) else (v, dual)
 
 
 def _newton_step(program, v, active, kinks):
