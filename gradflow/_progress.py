@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from ._state import solver_counts
 
-_FORMAT = "s = {n:.6g}/{total:.6g} |{bar}| {postfix} [{elapsed}<{remaining}]"
+_FORMAT = "s = {n:.6g}/{total:.6g} |{bar}| {desc} [{elapsed}<{remaining}]"
 
 
 class Progress:
@@ -34,8 +34,7 @@ class Progress:
         if "gradient_evaluations" in counts:
             rate = float(counts["gradient_evaluations"]) / seconds
             parts.append(f"{rate:.4g} gradients/s")
-        # tqdm prefixes a postfix with ", " unless it is set without refresh.
-        self.bar.postfix = ", ".join(parts)
+        self.bar.set_description_str(", ".join(parts), refresh=False)
         self.bar.n = min(max(s, 0.0), self.bar.total)
         self.bar.refresh()
 
