@@ -49,8 +49,8 @@ class MexicanHat(eqx.Module):
     makes $\psi = 0$ invariant on the sphere; 4 is that of Absil et al. in the plane.
 
     The path is unstable: a deviation from $\psi = 0$ grows about like $e^{\varphi^4}$,
-    so that in float64 a flow keeps to it up to $\varphi \approx 3$ only, a third of a
-    turn; it then falls into the valley $\psi = \pi/2$.
+    so that in float64 a flow keeps to it for about a quarter of a turn, up to
+    $\varphi \approx 2.7$; it then falls into the valley $\psi = \pi/2$.
 
     **Arguments:**
 
