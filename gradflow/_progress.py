@@ -16,6 +16,7 @@ class Progress:
     def __init__(self, shown: bool | None, settings):
         shown = sys.stderr.isatty() if shown is None else shown
         self.bar = None
+        self.first: tuple[float, int, int] | None = None
         self.solver = settings.solver
         self.log_n = math.log(settings.flow.problem.n)
         if shown:
@@ -29,11 +30,15 @@ class Progress:
         parts = [f"log10 L = {(self.log_n - s) / math.log(10):.4g}"]
         if rows and "min_normalized_margin" in rows[-1]:
             parts.append(f"margin = {float(rows[-1]['min_normalized_margin']):.4g}")
-        parts.append(f"{float(carry.steps) / seconds:.3g} steps/s")
         counts = solver_counts(self.solver, carry.solver_state)
-        if "gradient_evaluations" in counts:
-            rate = float(counts["gradient_evaluations"]) / seconds
-            parts.append(f"{rate:.4g} gradients/s")
+        work = int(counts.get("gradient_evaluations", 0))
+        # A resumed run has steps behind it that this clock has not seen.
+        self.first = self.first or (seconds, int(carry.steps), work)
+        span = seconds - self.first[0]
+        if span > 0:
+            parts.append(f"{(int(carry.steps) - self.first[1]) / span:.3g} steps/s")
+            if "gradient_evaluations" in counts:
+                parts.append(f"{(work - self.first[2]) / span:.4g} gradients/s")
         self.bar.set_description_str(", ".join(parts), refresh=False)
         self.bar.n = min(max(s, 0.0), self.bar.total)
         self.bar.refresh()
