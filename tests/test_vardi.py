@@ -117,6 +117,20 @@ def test_verdict_on_the_closed_form(name):
     check(c, gf.oracles.local_optimality(c.problem, model))
 
 
+@pytest.mark.parametrize("name", ["3.1, depth 2", "3.1, depth 3", "4.3"])
+def test_the_limit_is_found_from_nearby(name):
+    # Theorem 3.1's limits form a manifold, where undamped Newton steps go astray.
+    c = construction(name)
+    limit = limit_of(c)
+    noise = jax.random.normal(jax.random.key(1), limit.shape)
+    model = c.problem.model(limit + 1e-3 * noise)
+    found = gf.oracles.local_optimality(c.problem, model)
+    check(c, found)
+    assert 0 < found.moved < 0.02
+    point = c.problem.theta_of(found.point)
+    assert np.isclose(point @ point, c.squared_norm, rtol=1e-9)
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_layer_verdict_on_the_closed_form(name):
     c = construction(name)
