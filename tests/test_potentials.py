@@ -73,17 +73,17 @@ def test_bound_of_lemma_d3_holds_and_vanishes_with_the_sine(case):
     assert float(found.j_bound) > 0
 
 
-def test_derivative_bound_on_many_points():
-    problem, theta = smooth_problem(gf.Exponential())
-    keys = jax.random.split(jax.random.key(1), 12)
+def test_derivative_bound_on_many_points(case):
+    problem, theta, _ = case
+    keys = jax.random.split(jax.random.key(1), 8)
     checked = 0
     for key in keys:
         at = theta + 0.02 * jnp.linalg.norm(theta) * jax.random.normal(key, theta.shape)
-        if float(problem.log_risk(at)) < 0:
+        if float(problem.log_risk(at)) < np.log(np.log(2)):
             found = gf.diagnostics.potentials(problem, at, bound=True)
             assert float(found.j_derivative) <= float(found.j_bound)
             checked += 1
-    assert checked >= 3
+    assert checked >= 2
 
 
 def test_parts_against_automatic_differentiation(case):
