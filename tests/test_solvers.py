@@ -247,7 +247,7 @@ def test_no_recompilation(solver):
 
 def test_choice():
     assert isinstance(gf.solvers.choose(1500), gf.solvers.Rodas5P)
-    assert isinstance(gf.solvers.choose(1501), gf.solvers.RKC2)
+    assert isinstance(gf.solvers.choose(1501), gf.solvers.FlowRKC2)
     assert gf.solvers.choose(5, diffrax.Tsit5()) == diffrax.Tsit5()
     with pytest.raises(ValueError, match="`solver` must be a Diffrax solver"):
         gf.solvers.choose(5, "rkc")

@@ -88,7 +88,9 @@ class RKC2(diffrax.AbstractAdaptiveSolver):
         slope0 = jax.lax.cond(
             made_jump, lambda: field(t0, y), lambda: solver_state.slope
         )
-        spectral, products = solver_state.spectral.update(lambda v: field(t0, v), y)
+        spectral, products = solver_state.spectral.update(
+            lambda v: jax.jvp(lambda y: field(t0, y), (y,), (v,))[1]
+        )
         wanted = 1 + jnp.ceil(jnp.sqrt(1 + 1.54 * jnp.abs(h) * spectral.bound))
         possible = wanted <= self.max_stages
         stages = jnp.where(possible, jnp.maximum(wanted, 3), 0).astype(int)
@@ -105,7 +107,8 @@ class RKC2(diffrax.AbstractAdaptiveSolver):
         evaluations = stages + jnp.asarray(made_jump, stages.dtype)
         counts = solver_state.counts.add(evaluations=evaluations, products=products)
         state = RKC2State(slope1, spectral, counts)
-        return tree1, unravel(error), info, state, diffrax.RESULTS.successful
+        result: Any = diffrax.RESULTS.successful  # Its type comes from untyped lineax.
+        return tree1, unravel(error), info, state, result
 
     def func(self, terms, t0, y0, args) -> PyTree:
         return terms.vf(t0, y0, args)
@@ -163,6 +166,7 @@ def _chebyshev(
     w1 = last[0, 1] / jnp.where(stages > 1, last[0, 2], one)
     second = _next_chebyshev(first, w0)
     b1 = _weight(second)
+    node1 = w1 * b1
     middle_index = jnp.round(jnp.sqrt((s**2 + 1) / 2)).astype(stages.dtype)
 
     def stage(j, carry: _Stage) -> _Stage:
@@ -187,7 +191,6 @@ def _chebyshev(
             jnp.where(here, node, carry.middle_node),
         )
 
-    node1 = w1 * b1
     z1 = node1 * h * slope0
     start = _Stage(
         first, jnp.stack([b1, b1]), node1, z1, jnp.zeros_like(y), z1, one / 2
