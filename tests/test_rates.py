@@ -108,12 +108,8 @@ def test_linear_flow_against_the_quadratic_program():
         unit = jnp.asarray(w / np.linalg.norm(w))
         return {"direction_error": jnp.linalg.norm(snap.theta / snap.rho - unit)}
 
-    traj = gf.integrate(
-        problem,
-        to=1e4,
-        rtol=1e-7,
-        diagnostics=(gf.diagnostics.standard, direction_error),
-    )
+    diagnostics = (gf.diagnostics.standard, direction_error)
+    traj = gf.integrate(problem, to=1e4, rtol=1e-7, diagnostics=diagnostics)
     found = gf.diagnostics.rates(traj, direction_error=traj["direction_error"])
     margin = 1 / np.linalg.norm(w)
     assert found.margin is not None and found.direction is not None
@@ -129,3 +125,10 @@ def test_linear_flow_against_the_quadratic_program():
     assert found.path_length is not None
     tail, distance = found.path_length.remainder, traj["direction_error"][-1]
     np.testing.assert_allclose(tail, distance, rtol=2e-3)
+    # KKT residuals fall off like 1/s where the support vectors do not span the space.
+    near = gf.diagnostics.kkt(problem, traj.model)
+    traj = gf.integrate(problem, to=1e7, rtol=1e-7, diagnostics=diagnostics)
+    far = gf.diagnostics.kkt(problem, traj.model)
+    assert far.relative_epsilon < 1e-6
+    assert far.delta < 1e-6
+    np.testing.assert_allclose(near.epsilon / far.epsilon, 1e3, rtol=0.05)
