@@ -168,20 +168,23 @@ def test_verdicts_on_random_relu_networks_survive_random_perturbations(seed):
         assert np.min(squares) >= point @ point * (1 - 1e-12)
 
 
-def test_layers_by_name_and_bad_arguments():
+def test_bad_arguments_are_named():
     x, y = separable(6, 3)
     model = gf.models.DeepLinear((3, 2, 1), key=jax.random.key(3))
     problem = gf.Problem(model, x, y)
-    wrong = problem.model(-problem.theta)
-    model = model if jnp.min(problem.margins(problem.theta)) < 0 else wrong
     with pytest.raises(ValueError, match="`layer='hidden'` is not a trained array"):
         gf.oracles.layer_optimality(problem, model, "hidden")
-    if jnp.min(problem.margins(problem.theta_of(model))) <= 0:
-        with pytest.raises(ValueError, match="has a margin of"):
-            gf.oracles.local_optimality(problem, model)
+    linear = gf.Problem(gf.models.Linear(3), x, y)
+    with pytest.raises(ValueError, match="has a margin of -"):
+        # The first feature has the sign of the label.
+        gf.oracles.local_optimality(linear, linear.model(jnp.array([-1.0, 0.0, 0.0])))
     skip = gf.Problem(gf.models.Linear(3), x, y, homogeneous=False)
     with pytest.raises(ValueError, match="must be homogeneous"):
         gf.oracles.local_optimality(skip, skip.model(jnp.ones(3)))
+    coarse = Planar(jnp.ones(2, jnp.float32), jnp.sum)
+    single = gf.Problem(coarse, ONE[0].astype(jnp.float32), ONE[1])
+    with pytest.raises(ValueError, match="float64"):
+        gf.oracles.local_optimality(single, single.model(single.theta))
 
 
 def test_switches_are_the_preactivations():

@@ -91,8 +91,8 @@ def local_optimality(
     built like the problem's, all margins positive; `starts`, random searches per
     radius; `seed` for them.
 
-    **Raises:** `ValueError` if the problem is not homogeneous or a margin is not
-    positive.
+    **Raises:** `ValueError` if the problem is not homogeneous, a margin is not positive
+    or the parameters are not float64.
 
     **Source:** Vardi, Shamir and Srebro, Problem (1), Tables 1 and 2.
     """
@@ -160,6 +160,11 @@ def _scaled(problem, model) -> np.ndarray:
             f"stated for such models; its degree is {problem.degree}."
         )
     theta = problem.theta_of(model)
+    if theta.dtype != jnp.float64:
+        raise ValueError(
+            f"`model` has parameters of {theta.dtype}, too coarse to judge curvature: "
+            "enable jax_enable_x64 and pass float64 parameters."
+        )
     least = float(np.min(MarginProgram.whole(problem).values(np.asarray(theta))))
     if not least > 0:
         raise ValueError(
