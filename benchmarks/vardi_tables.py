@@ -9,7 +9,8 @@ nearest witness, a thousandth of the norm away.
 Directions approach their limits at different speeds: parameters that stop growing (a
 neuron that no example activates, weights off the support vectors) leave an error
 of s^(-1/depth), whatever the initial scale: on iris, with two support vectors in five
-dimensions, Theorem 3.1's predictors are that far off. Saddles are left again at a power of s, from rounding errors.
+dimensions, Theorem 3.1's predictors are that far off. Saddles are left again at a power
+of s, from rounding errors.
 
 Run: python -m benchmarks.vardi_tables [--json OUT]
 """
