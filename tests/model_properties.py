@@ -25,7 +25,7 @@ def trained_arrays(model):
     return layout, theta, rebuild
 
 
-def check_degrees(model, degree, layer_degrees, x, examples=8):
+def check_degrees(model, degree, layer_degrees, x, examples=5):
     """Output scales with c to the degree and obeys Euler; layer by layer as well."""
     layout, theta, rebuild = trained_arrays(model)
     masks = [jnp.ones_like(theta)]

@@ -23,7 +23,6 @@ def vectors(n=8, d=6):
 
 
 DENSE = {
-    "diagonal": lambda: M.Diagonal(6, 3, key=KEY),
     "patches": lambda: M.DisjointPatches(3, 2, 4, SMOOTH, key=KEY),
     "weight_norm": lambda: M.Sequential(
         (M.WeightNorm(M.Dense(6, 8, key=KEY)), SMOOTH, M.Dense(8, 1, key=KEY))
