@@ -1,0 +1,48 @@
+"""The problems that solvers are compared on, and where each flow is to end."""
+
+from collections.abc import Callable
+
+import jax
+
+import gradflow as gf
+
+
+def breast_cancer():
+    x, y = gf.datasets.breast_cancer()
+    return gf.Problem(gf.models.Linear(x.shape[1]), x, y)
+
+
+def iris_deep_linear():
+    x, y = gf.datasets.iris()
+    model = gf.models.DeepLinear((x.shape[1], 8, 8, 1), key=jax.random.key(0))
+    return gf.Problem(model, x, y)
+
+
+def squared_relu():
+    x, y = gf.datasets.plane(60)
+    model = gf.models.TwoLayer(3, 40, key=jax.random.key(0), scale=0.1)
+    return gf.Problem(model, x, y)
+
+
+def smoothed_relu():
+    x, y = gf.datasets.plane(60)
+    model = gf.models.MLP((3, 20, 1), gf.models.SmoothReLU(1e-3), key=jax.random.key(0))
+    return gf.Problem(model, x, y)
+
+
+def digits():
+    x, y = gf.datasets.digits(task="parity")
+    model = gf.models.MLP(
+        (65, 64, 32, 1), gf.models.SmoothReLU(1e-2), key=jax.random.key(0)
+    )
+    return gf.Problem(model, x, y)
+
+
+# Name: problem, and the s to reach.
+PROBLEMS: dict[str, tuple[Callable[[], gf.Problem], float]] = {
+    "breast_cancer": (breast_cancer, 1000.0),
+    "iris_deep_linear": (iris_deep_linear, 100.0),
+    "squared_relu": (squared_relu, 100.0),
+    "smoothed_relu": (smoothed_relu, 100.0),
+    "digits": (digits, 1842.0),
+}
