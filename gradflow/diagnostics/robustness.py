@@ -75,8 +75,8 @@ def robustness(
     **Limits.** The search is local: its distances are upper bounds, each with a
     misclassified point as witness, exact for linear models, and not certified to be
     nearest otherwise. Carlini and Wagner's attack, which Lyu and Li used, is local
-    too. (No maintained library offers it for current JAX. The last release of
-    Foolbox, 3.3.4, still ran on JAX 0.10, and agreed with this search.)
+    too; no maintained library offers it for current JAX, so the two have not been
+    compared beyond a degenerate case.
 
     **Arguments:**
 
