@@ -28,7 +28,6 @@ from .problems import PROBLEMS
 OURS = {
     "Rodas5P": gf.solvers.Rodas5P(),
     "RKC2": gf.solvers.RKC2(),
-    "FlowRKC2": gf.solvers.FlowRKC2(),
 }
 DIFFRAX = {
     "Tsit5": diffrax.Tsit5(),

@@ -6,5 +6,4 @@ Beyond Diffrax's interface each has `counts(solver_state)`, the work done so far
 
 from .chebyshev import RKC2 as RKC2
 from .choice import choose as choose
-from .flow import FlowRKC2 as FlowRKC2
 from .rosenbrock import Rodas5P as Rodas5P
