@@ -11,22 +11,13 @@ import numpy as np
 
 import gradflow as gf
 
+from . import problems
 from .common import gradient_seconds, options, work, write
-
-
-def digits_network(*, dtype=np.float64):
-    """The demo's problem: digits parity, 65-64-32-1, smoothed ReLU of width 1e-2."""
-    x, y = gf.datasets.digits(task="parity", dtype=dtype)
-    model = gf.models.MLP(
-        (65, 64, 32, 1), gf.models.SmoothReLU(1e-2), key=jax.random.key(0)
-    )
-    model = jax.tree.map(lambda w: w.astype(dtype), model)
-    return gf.Problem(model, x, y)
 
 
 def digits() -> dict:
     """Digits to s = 1842: work, drift; wall time over that of its gradients."""
-    problem = digits_network()
+    problem = problems.digits()
     row = {"problem": "digits 65-64-32-1", "s": 1842.0, "rtol": 1e-4}
     for name, diagnostics in (("bare", ()), ("with 200 saved points", None)):
         saveat = 200 if diagnostics is None else 2
@@ -42,10 +33,9 @@ def digits() -> dict:
 
 def breast_cancer() -> dict:
     """Zero weights to s = 10,000 against the maximum margin."""
-    x, y = gf.datasets.breast_cancer()
-    problem = gf.Problem(gf.models.Linear(x.shape[1]), x, y)
+    problem = problems.breast_cancer()
     traj = gf.integrate(problem, to=1e4, rtol=1e-6)
-    best = gf.oracles.max_margin(x, y).margin
+    best = gf.oracles.max_margin(problem.x, problem.y).margin
     row = {"problem": "breast cancer, linear", "s": 1e4, "rtol": 1e-6}
     error = abs(float(traj["min_normalized_margin"][-1]) / float(best) - 1)
     return row | _counts(traj) | {"margin error, relative": error}

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import numpy as np
 
 import gradflow as gf
 
@@ -30,12 +31,13 @@ def smoothed_relu():
     return gf.Problem(model, x, y)
 
 
-def digits():
-    x, y = gf.datasets.digits(task="parity")
+def digits(dtype=np.float64):
+    """The demo's problem: parity, 65-64-32-1, smoothed ReLU of relative width 1e-2."""
+    x, y = gf.datasets.digits(task="parity", dtype=dtype)
     model = gf.models.MLP(
         (65, 64, 32, 1), gf.models.SmoothReLU(1e-2), key=jax.random.key(0)
     )
-    return gf.Problem(model, x, y)
+    return gf.Problem(jax.tree.map(lambda w: w.astype(dtype), model), x, y)
 
 
 # Name: problem, and the s to reach.

@@ -52,7 +52,6 @@ def vector_field(t, y, flow: Flow):
 
 def _safe_norm(v):
     """Whether `v` is non-zero, and its norm, or 1 if not; differentiable at zero."""
-    square = jnp.vdot(v, v)
     # A norm of 1e-160 squares to zero: scale by the largest entry first.
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(v)))
     scale = jnp.where(largest > 0, largest, 1)
@@ -65,7 +64,7 @@ def _safe_norm(v):
 
 def measured_s(problem: Problem, theta) -> Float[Array, ""]:
     r"""$\ln(n/L)$ at `theta`, by one forward pass."""
-    return jnp.log(problem.n).astype(theta.dtype) - problem.log_risk(theta)
+    return problem.log_risk_time(problem.log_risk(theta))
 
 
 def term() -> diffrax.ODETerm:

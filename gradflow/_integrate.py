@@ -70,7 +70,9 @@ def integrate(
     - `solver`: any Diffrax solver with an error estimate. `None` chooses by the number
         of parameters (`gf.solvers.choose`).
     - `rtol`, `atol`: a step is accepted if the norm of its estimated error is at most
-        `atol + rtol * rho` over the parameters as a whole; `atol` is 0 by default.
+        `atol + rtol * rho` over the parameters as a whole (`atol` is 0 by default), and
+        if the measured change of $s$ differs from the integrated one by at most
+        `3 * rtol` times the larger of 1 and the step in $s$.
     - `saveat`: number of saved points, spread evenly in $s$ (in $\ln s$ for runs past
         10,000), or increasing s-values. They do not influence the steps.
     - `diagnostics`: functions of a `Snapshot` that return arrays by name, evaluated at
@@ -115,7 +117,7 @@ def integrate(
         diagnostics=tuple(diagnostics),
     )
     config = describe(settings, to, rtol, atol, s0)
-    store = None if folder is None else RunFolder(folder, problem, config)
+    store = None if folder is None else RunFolder(folder, config)
     with _listening() as interrupt:
         run = _Run(settings, config, store, interrupt, progress, max_seconds)
         trajectory = run.go()
@@ -181,7 +183,9 @@ class _Run:
             return carry, Result.interrupted
         budget, began = 16, time.perf_counter()
         while True:
-            if int(carry.result) != state.RUNNING and not self._pending(carry):
+            if int(carry.result) != state.RUNNING and not bool(
+                loop.pending(self.settings, carry)
+            ):
                 return carry, _CODES[int(carry.result)]
             if self.interrupt.requested:
                 return carry, Result.interrupted
@@ -212,11 +216,6 @@ class _Run:
             rows=len(self.rows),
             force=force,
         )
-
-    def _pending(self, carry):
-        saves = self.settings.saves
-        saved = int(carry.saved)
-        return saved < saves.shape[0] and bool(saves[saved] <= carry.s)
 
     def _buffers(self):
         row = eqx.filter_eval_shape(
@@ -273,12 +272,7 @@ class _Run:
         if carry is not None:
             counts = state.solver_counts(self.settings.solver, carry.solver_state)
             stats = {"steps": int(carry.steps), "rejected_steps": int(carry.rejected)}
-            stats.update(
-                {
-                    k: float(v) if v.dtype.kind == "f" else int(v)
-                    for k, v in ((k, np.asarray(v)) for k, v in counts.items())
-                }
-            )
+            stats.update({k: np.asarray(v).item() for k, v in counts.items()})
             tried = stats["steps"] + stats["rejected_steps"]
             per_step = _evaluations_per_step(self.settings.solver)
             if "gradient_evaluations" not in stats and per_step is not None:

@@ -8,7 +8,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from ._flow import Flow, measured_s, term, vector_field
 from ._state import REACHED, RUNNING, Carry, Settings, error_order
@@ -79,13 +79,13 @@ def chunk(
     def going(state):
         carry, _, rows, spent = state
         # Saved points that the last step passed are taken even if it was the last.
-        active = (carry.result == RUNNING) | _pending(settings, carry)
+        active = (carry.result == RUNNING) | pending(settings, carry)
         return active & (spent < budget) & (rows < capacity)
 
     def body(state):
         carry, buffers, rows, spent = state
         carry, buffers, rows = jax.lax.cond(
-            _pending(settings, carry),
+            pending(settings, carry),
             lambda: _save(settings, carry, buffers, rows),
             lambda: (_step(settings, carry), buffers, rows),
         )
@@ -98,7 +98,8 @@ def chunk(
     return carry, buffers, rows
 
 
-def _pending(settings, carry):
+def pending(settings: Settings, carry: Carry) -> Bool[Array, ""]:
+    """Whether the last step passed points that are still to be saved."""
     left = carry.saved < settings.saves.shape[0]
     return left & (_next_save(settings, carry) <= carry.s)
 
@@ -168,8 +169,7 @@ def _root(function, low, high, tolerance):
         )
         return new_low, new_high, (x, fx), count + 1
 
-    best = high
-    *_, best, _ = jax.lax.while_loop(going, body, (low, high, best, jnp.array(0)))
+    *_, best, _ = jax.lax.while_loop(going, body, (low, high, high, jnp.array(0)))
     return best[0]
 
 
@@ -178,10 +178,7 @@ def diagnose(settings: Settings, y) -> dict[str, Array]:
     problem = settings.flow.problem
     if not settings.diagnostics:
         log_risk = problem.log_risk(y[0])
-        return {
-            "s": jnp.log(problem.n).astype(log_risk.dtype) - log_risk,
-            "log_risk": log_risk,
-        }
+        return {"s": problem.log_risk_time(log_risk), "log_risk": log_risk}
     snap = snapshot(problem, *y)
     row = {"s": snap.s, "log_risk": snap.log_risk}
     for diagnostic in settings.diagnostics:

@@ -186,6 +186,10 @@ class Problem(eqx.Module):
         r"""$\ln L(\theta)$, the log of the summed loss."""
         return logsumexp(self.loss.log_loss(self.soft_margins(theta)))
 
+    def log_risk_time(self, log_risk: Float[Array, ""]) -> Float[Array, ""]:
+        r"""$s = \ln(n/L)$, dtype of `log_risk`."""
+        return jnp.log(self.n).astype(log_risk.dtype) - log_risk
+
     def log_risk_and_direction(
         self, theta: Float[Array, " k"]
     ) -> tuple[Float[Array, ""], Float[Array, " k"]]:

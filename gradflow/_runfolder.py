@@ -6,9 +6,10 @@ import time
 from pathlib import Path
 
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 
-from ._state import STEP_LIMIT
+from ._state import RUNNING, STEP_LIMIT
 from ._trajectory import Trajectory
 
 # What may differ between a run and its continuation without changing its numbers.
@@ -22,9 +23,9 @@ class RunFolder:
     configuration, how many rows belong to it) followed by the leaves of the carry.
     """
 
-    def __init__(self, folder, problem, config):
+    def __init__(self, folder, config):
         self.folder = Path(folder)
-        self.problem, self.config = problem, config
+        self.config = config
         self.written = -np.inf
         self.cost = 0.0
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -57,11 +58,12 @@ class RunFolder:
         self._check_same(header["config"])
         # A run that was out of steps goes on where a larger limit is given.
         if int(carry.result) == STEP_LIMIT:
-            carry = eqx.tree_at(lambda c: c.result, carry, carry.result * 0)
+            running = jnp.full_like(carry.result, RUNNING)
+            carry = eqx.tree_at(lambda c: c.result, carry, running)
         count = header["rows"]
         if not count:
             return carry, [], header["wall_seconds"]
-        saved = Trajectory.load(self.folder / "trajectory.nc", model=self)
+        saved = Trajectory.load(self.folder / "trajectory.nc")
         rows = [{k: v[i] for k, v in saved.items()} for i in range(count)]
         return carry, rows, header["wall_seconds"]
 

@@ -35,7 +35,7 @@ class Snapshot(eqx.Module):
     @property
     def s(self) -> Float[Array, ""]:
         r"""Measured log-risk time $\ln(n/L)$."""
-        return jnp.log(self.problem.n).astype(self.log_risk.dtype) - self.log_risk
+        return self.problem.log_risk_time(self.log_risk)
 
 
 def snapshot(
