@@ -4,12 +4,16 @@ import argparse
 import json
 import os
 import platform
+import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
 
+import equinox as eqx
 import jax
-import jax.numpy as jnp
+import numpy as np
+
+import gradflow as gf
 
 PACKAGES = ("jax", "diffrax", "equinox", "scipy", "numpy", "gradflow-jax")
 
@@ -42,29 +46,52 @@ def write(path: Path | None, results) -> None:
         path.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def gradient_seconds(problem, repeats: int = 200) -> float:
-    """Seconds of one jitted gradient: the least of five means.
+def wall_over_gradients(problem, to: float, segment: float = 0.6, **arguments):
+    """A flow in segments of `segment` seconds, each between two timings of the bare
+    gradient, since a shared machine changes its speed within seconds.
 
     Gradients are chained inside one compiled loop, as a solver chains them, so that
     dispatching from Python does not count.
-    """
 
-    @jax.jit
-    def chain(problem, theta):
+    **Returns:** wall seconds of the flow over (work x mean seconds of one gradient),
+    those mean seconds, and the trajectory.
+    """
+    chain = _gradient_chain(problem)
+    _timed(chain)
+    seconds, limit = [_timed(chain)], 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        while True:
+            limit += segment
+            traj = gf.integrate(
+                problem, to, folder=f"{folder}/run", max_seconds=limit, **arguments
+            )
+            seconds.append(_timed(chain))
+            if traj.result is not gf.Result.time_limit:
+                break
+    gradient = float(np.mean(seconds))
+    ratio = traj.stats["wall_seconds"] / (work(traj.stats) * gradient)
+    return ratio, gradient, traj
+
+
+_CHAINED = 500
+
+
+def _gradient_chain(problem):
+    @eqx.filter_jit
+    def chain(problem):
         def once(_, theta):
             _, direction = problem.log_risk_and_direction(theta)
             return theta + 1e-12 * direction
 
-        return jax.lax.fori_loop(0, repeats, once, theta)
+        return jax.lax.fori_loop(0, _CHAINED, once, problem.theta)
 
-    theta = jnp.asarray(problem.theta)
-    jax.block_until_ready(chain(problem, theta))
-    best = float("inf")
-    for _ in range(5):
-        began = time.perf_counter()
-        jax.block_until_ready(chain(problem, theta))
-        best = min(best, time.perf_counter() - began)
-    return best / repeats
+    return lambda: chain(problem)
+
+
+def _timed(chain) -> float:
+    began = time.perf_counter()
+    jax.block_until_ready(chain())
+    return (time.perf_counter() - began) / _CHAINED
 
 
 def work(stats: dict) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 import gradflow as gf
 
 from . import problems
-from .common import gradient_seconds, options, work, write
+from .common import options, wall_over_gradients, write
 
 
 def digits() -> dict:
@@ -20,12 +20,13 @@ def digits() -> dict:
     problem = problems.digits()
     row = {"problem": "digits 65-64-32-1", "s": 1842.0, "rtol": 1e-4}
     for name, diagnostics in (("bare", ()), ("with 200 saved points", None)):
-        saveat = 200 if diagnostics is None else 2
-        seconds = gradient_seconds(problem)
-        traj = gf.integrate(problem, to=1842.0, diagnostics=diagnostics, saveat=saveat)
-        row["wall / gradients, " + name] = traj.stats["wall_seconds"] / (
-            work(traj.stats) * seconds
+        ratio, seconds, traj = wall_over_gradients(
+            problem,
+            1842.0,
+            diagnostics=diagnostics,
+            saveat=200 if diagnostics is None else 2,
         )
+        row["wall / gradients, " + name] = ratio
     row |= _counts(traj) | {"seconds per gradient": seconds}
     row["certificate"] = traj.certificate().passed
     return row

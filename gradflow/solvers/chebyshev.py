@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, Int, PyTree
 from .common import (
     Counts,
     NewtonInterpolation,
-    finite_or_infinite_error,
     flatten,
     interpolation_info,
 )
@@ -88,25 +87,30 @@ class RKC2(diffrax.AbstractAdaptiveSolver):
         slope0 = jax.lax.cond(
             made_jump, lambda: field(t0, y), lambda: solver_state.slope
         )
-        spectral, products = solver_state.spectral.update(
+        spectral, products = solver_state.spectral.settled(
             lambda v: jax.jvp(lambda y: field(t0, y), (y,), (v,))[1]
         )
         wanted = 1 + jnp.ceil(jnp.sqrt(1 + 1.54 * jnp.abs(h) * spectral.bound))
         possible = wanted <= self.max_stages
         stages = jnp.where(possible, jnp.maximum(wanted, 3), 0).astype(int)
 
-        y1, middle, middle_node = _chebyshev(field, t0, t1, y, h, slope0, stages)
-        slope1 = jax.lax.cond(possible, lambda: field(t1, y1), lambda: slope0)
+        y1, middle, middle_node = _chebyshev(
+            field, t0, t1, y, h, slope0, stages, self.max_stages
+        )
+        good = possible & jnp.all(jnp.isfinite(y1))
+        y1 = jnp.where(good, y1, y)
+        # The last evaluation carries a product with it, for little more than its cost.
+        slope1, image = jax.jvp(lambda y: field(t1, y), (y1,), (spectral.vector,))
         error = 0.8 * (y - y1) + 0.4 * h * (slope0 + slope1)
-        y1, error = finite_or_infinite_error(y, y1, jnp.where(possible, error, jnp.inf))
+        error = jnp.where(good & jnp.all(jnp.isfinite(error)), error, jnp.inf)
         tree1 = unravel(y1)
         # y0 + x (y1 - y0) + x (1 - x) d passes through the middle stage.
         straight = y + middle_node * (y1 - y)
         d = (middle - straight) / (middle_node * (1 - middle_node))
         info = interpolation_info(unravel, y0, tree1, d[None])
-        evaluations = stages + jnp.asarray(made_jump, stages.dtype)
-        counts = solver_state.counts.add(evaluations=evaluations, products=products)
-        state = RKC2State(slope1, spectral, counts)
+        evaluations = jnp.maximum(stages, 1) + jnp.asarray(made_jump, stages.dtype)
+        counts = solver_state.counts.add(evaluations=evaluations, products=products + 1)
+        state = RKC2State(slope1, spectral.followed(image), counts)
         result: Any = diffrax.RESULTS.successful  # Its type comes from untyped lineax.
         return tree1, unravel(error), info, state, result
 
@@ -117,9 +121,9 @@ class RKC2(diffrax.AbstractAdaptiveSolver):
         """The state to go on with when the step from `before` to `after` is rejected.
 
         Diffrax goes on with `before`, which is also correct, but forgets the work and
-        the better spectral radius.
+        does not look at the spectral radius again.
         """
-        return RKC2State(before.slope, after.spectral.doubted(), after.counts)
+        return RKC2State(before.slope, before.spectral.doubted(), after.counts)
 
     def counts(self, solver_state: RKC2State) -> dict[str, Any]:
         """Work done so far: `gradient_evaluations`, `jacobian_products`,
@@ -129,71 +133,74 @@ class RKC2(diffrax.AbstractAdaptiveSolver):
         return {**counts, "spectral_radius": solver_state.spectral.radius}
 
 
-class _Stage(eqx.Module):
-    # T, T' and T'' of the stage and the one before, at w0; b; displacements from y0.
-    chebyshev: Float[Array, "2 3"]
-    b: Float[Array, "2"]
-    node: Float[Array, ""]
-    z: Float[Array, " k"]
-    z_before: Float[Array, " k"]
-    middle: Float[Array, " k"]
-    middle_node: Float[Array, ""]
+class _Coefficients(eqx.Module):
+    # Of stages 0, 1, 2, ...; Section 2 of the paper. Entries past the last are unused.
+    mu: Float[Array, " stages"]
+    nu: Float[Array, " stages"]
+    mu_slope: Float[Array, " stages"]
+    gamma: Float[Array, " stages"]
+    node: Float[Array, " stages"]
 
 
-def _next_chebyshev(pair: Float[Array, "2 3"], w0: Array) -> Float[Array, "2 3"]:
-    # T_j = 2 w T_{j-1} - T_{j-2}, differentiated twice.
-    (t1, d1, e1), (t0, d0, e0) = pair
-    new = [2 * w0 * t1 - t0, 2 * (t1 + w0 * d1) - d0, 4 * d1 + 2 * w0 * e1 - e0]
-    return jnp.stack([jnp.stack(new), pair[0]])
+# Terms of the series below; those left out are smaller than 1e-20 of the sum.
+_TERMS = 9
 
 
-def _weight(pair: Float[Array, "2 3"]) -> Array:
-    _, slope, curvature = pair[0]
-    return curvature / slope**2
+def _chebyshev_polynomials(j: Float[Array, " stages"], delta: Float[Array, ""]):
+    r"""$T_j, T_j', T_j''$ at $1 + \delta$ with $j^2\delta \le 2/13$, by the Taylor
+    series in $\delta$: its terms are positive, so nothing cancels, and all stages are
+    evaluated at once, where the recurrence takes them one by one."""
+    coefficients = [jnp.ones_like(j)]
+    for m in range(1, _TERMS):
+        ratio = (j - (m - 1)) * (j + (m - 1)) / (m * (2 * m - 1))
+        coefficients.append(coefficients[-1] * jnp.maximum(ratio, 0))
+    values = []
+    for _ in range(3):
+        value = jnp.zeros_like(j)
+        for coefficient in reversed(coefficients):
+            value = value * delta + coefficient
+        values.append(value)
+        coefficients = [m * c for m, c in enumerate(coefficients)][1:]
+    return values
+
+
+def _coefficients(stages: Int[Array, ""], size: int, dtype) -> _Coefficients:
+    s = stages.astype(dtype)
+    j = jnp.arange(size + 1, dtype=dtype)
+    delta = _DAMPING / s**2
+    w0 = 1 + delta
+    # Stages past the last would leave the series' range.
+    value, slope, curvature = _chebyshev_polynomials(jnp.minimum(j, s), delta)
+    w1 = slope[stages] / curvature[stages]
+    b = curvature / slope**2
+    b = jnp.where(j < 2, b[2], b)
+    before, before2 = jnp.roll(b, 1), jnp.roll(b, 2)
+    mu_slope = 2 * w1 * b / before
+    gamma = -(1 - before * jnp.roll(value, 1)) * mu_slope
+    node = jnp.where(j < 2, w1 * b[2] * j, w1 * curvature / slope)
+    return _Coefficients(2 * w0 * b / before, -b / before2, mu_slope, gamma, node)
 
 
 def _chebyshev(
-    field, t0, t1, y, h, slope0, stages: Int[Array, ""]
+    field, t0, t1, y, h, slope0, stages: Int[Array, ""], max_stages: int
 ) -> tuple[Float[Array, " k"], Float[Array, " k"], Float[Array, ""]]:
     # Displacements z_j = Y_j - y0 instead of Y_j: rounding errors are then relative to
     # the step, not to the state, which float32 needs.
     length = jnp.asarray(t1 - t0)
-    s = jnp.maximum(stages, 3).astype(y.dtype)
-    w0 = 1 + _DAMPING / s**2
-    one, zero = jnp.ones_like(w0), jnp.zeros_like(w0)
-    first = jnp.stack([jnp.stack([w0, one, zero]), jnp.stack([one, zero, zero])])
-    last = jax.lax.fori_loop(1, stages, lambda j, p: _next_chebyshev(p, w0), first)
-    w1 = last[0, 1] / jnp.where(stages > 1, last[0, 2], one)
-    second = _next_chebyshev(first, w0)
-    b1 = _weight(second)
-    node1 = w1 * b1
-    middle_index = jnp.round(jnp.sqrt((s**2 + 1) / 2)).astype(stages.dtype)
+    table = _coefficients(jnp.maximum(stages, 3), max_stages, y.dtype)
+    middle_stage = jnp.round(jnp.sqrt((stages**2 + 1) / 2)).astype(stages.dtype)
 
-    def stage(j, carry: _Stage) -> _Stage:
-        pair = _next_chebyshev(carry.chebyshev, w0)
-        b = _weight(pair)
-        mu = 2 * w0 * b / carry.b[0]
-        nu = -b / carry.b[1]
-        mu_slope = 2 * w1 * b / carry.b[0]
-        gamma = -(1 - carry.b[0] * carry.chebyshev[0, 0]) * mu_slope
-        time = t0 + carry.node.astype(length.dtype) * length
-        slope = field(time, y + carry.z)
-        z = mu * carry.z + nu * carry.z_before + h * (mu_slope * slope + gamma * slope0)
-        node = w1 * pair[0, 2] / pair[0, 1]
-        here = j == middle_index
-        return _Stage(
-            pair,
-            jnp.stack([b, carry.b[0]]),
-            node,
-            z,
-            carry.z,
-            jnp.where(here, z, carry.middle),
-            jnp.where(here, node, carry.middle_node),
+    def stage(j, carry):
+        z, z_before = carry
+        at = jax.tree.map(lambda a: a[j], table)
+        time = t0 + table.node[j - 1].astype(length.dtype) * length
+        slope = field(time, y + z)
+        new = (
+            at.mu * z + at.nu * z_before + h * (at.mu_slope * slope + at.gamma * slope0)
         )
+        return new, z
 
-    z1 = node1 * h * slope0
-    start = _Stage(
-        first, jnp.stack([b1, b1]), node1, z1, jnp.zeros_like(y), z1, one / 2
-    )
-    end = jax.lax.fori_loop(2, stages + 1, stage, start)
-    return y + end.z, y + end.middle, end.middle_node
+    start = (table.node[1] * h * slope0, jnp.zeros_like(y))
+    halfway = jax.lax.fori_loop(2, middle_stage + 1, stage, start)
+    end = jax.lax.fori_loop(middle_stage + 1, stages + 1, stage, halfway)
+    return y + end[0], y + halfway[0], table.node[middle_stage]

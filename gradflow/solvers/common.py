@@ -66,15 +66,6 @@ def flatten(
     return vector_field, flat, unravel
 
 
-def finite_or_infinite_error(
-    y0: Float[Array, " k"], y1: Float[Array, " k"], error: Float[Array, " k"]
-) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
-    """`(y1, error)`, or `(y0, inf)` where anything is not finite: a step-size
-    controller then rejects the step and tries a shorter one."""
-    good = jnp.all(jnp.isfinite(y1)) & jnp.all(jnp.isfinite(error))
-    return jnp.where(good, y1, y0), jnp.where(good, error, jnp.inf)
-
-
 class NewtonInterpolation(diffrax.AbstractLocalInterpolation):
     r"""Polynomial over one step in nested form, exact at both ends.
 

@@ -13,7 +13,6 @@ from jaxtyping import Array, Float, PyTree
 from .common import (
     Counts,
     NewtonInterpolation,
-    finite_or_infinite_error,
     flatten,
     interpolation_info,
 )
@@ -199,7 +198,10 @@ class Rodas5P(diffrax.AbstractAdaptiveSolver):
         field, y, unravel = flatten(terms, y0, args)
         h = jnp.asarray(terms.contr(t0, t1), y.dtype)
         k = _stages(field, t0, t1, y, h)
-        y1, error = finite_or_infinite_error(y, y + _combine(_LAST, k), k[7])
+        y1 = y + _combine(_LAST, k)
+        # A step-size controller then rejects the step and tries a shorter one.
+        good = jnp.all(jnp.isfinite(y1)) & jnp.all(jnp.isfinite(k[7]))
+        y1, error = jnp.where(good, y1, y), jnp.where(good, k[7], jnp.inf)
         tree1 = unravel(y1)
         info = interpolation_info(unravel, y0, tree1, _combine(_H, k))
         counts = solver_state.add(evaluations=8, products=y.size, factorizations=1)

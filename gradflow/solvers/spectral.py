@@ -5,26 +5,27 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 # Power iteration approaches the radius from below.
 _SAFETY = 1.1
 _CLOSE = 0.05
-_MOST_AT_FIRST = 40
-_MOST_LATER = 3
+_MOST_PRODUCTS = 40
+# Agreements of successive estimates before a new vector counts as converged.
+_AGREEMENTS = 3
 
 
 class SpectralRadius(eqx.Module):
     r"""Estimate of $\varrho(J)$ and the vector that gave it.
 
-    Every update takes at least one Jacobian-vector product and goes on until two
-    successive estimates agree within 5 %. Exact products (`jax.jvp`), never finite
-    differences: these break down in float32.
+    One product per accepted step follows the radius along the solution; where it moved
+    by more than 5 %, products are taken until two successive estimates agree.
+    Exact products (`jax.jvp`), never finite differences: these break down in float32.
     """
 
     vector: Float[Array, " k"]
     radius: Float[Array, ""]
-    certain: Bool[Array, ""]
+    unsettled: Int[Array, ""]  # Agreements still needed.
 
     @staticmethod
     def start(slope: Float[Array, " k"]) -> "SpectralRadius":
@@ -32,7 +33,9 @@ class SpectralRadius(eqx.Module):
         # that no structured Jacobian is orthogonal to.
         noise = jax.random.normal(jax.random.key(0), slope.shape, slope.dtype)
         vector = _unit(_unit(slope) + _unit(noise))
-        return SpectralRadius(vector, jnp.zeros((), slope.dtype), jnp.zeros((), bool))
+        return SpectralRadius(
+            vector, jnp.zeros((), slope.dtype), jnp.asarray(_AGREEMENTS)
+        )
 
     @property
     def bound(self) -> Float[Array, ""]:
@@ -40,32 +43,41 @@ class SpectralRadius(eqx.Module):
         return _SAFETY * self.radius
 
     def doubted(self) -> "SpectralRadius":
-        """The same, to be iterated longer at the next update."""
-        return SpectralRadius(self.vector, self.radius, jnp.zeros((), bool))
+        """The same, to be iterated longer before it is used again."""
+        return SpectralRadius(
+            self.vector, self.radius, jnp.full_like(self.unsettled, _AGREEMENTS)
+        )
 
-    def update(self, product: Callable) -> tuple["SpectralRadius", Int[Array, ""]]:
-        """The estimate for the linear map `product`, and how often it was applied."""
-        most = jnp.where(self.certain, _MOST_LATER, _MOST_AT_FIRST)
-        # Two agreeing estimates in a row where the vector may be far from converged.
-        needed = jnp.where(self.certain, 1, 3)
+    def followed(self, image: Float[Array, " k"]) -> "SpectralRadius":
+        """The estimate after one power iteration, `image` being J times `vector`."""
+        new = jnp.linalg.norm(image)
+        close = jnp.abs(new - self.radius) <= _CLOSE * new
+        usable = (new > 0) & jnp.isfinite(new)
+        vector = jnp.where(usable, image / jnp.where(usable, new, 1), self.vector)
+        left = jnp.where(close, self.unsettled - 1, self.unsettled)
+        left = jnp.maximum(left, jnp.where(close, 0, 1))
+        return SpectralRadius(vector, jnp.where(usable, new, 0), left)
+
+    def settled(self, product: Callable) -> tuple["SpectralRadius", Int[Array, ""]]:
+        """The estimate for the linear map `product`, and how often it was applied:
+        not at all where `followed` found it close."""
 
         def unfinished(carry):
-            _, _, count, agreed = carry
-            return (count < most) & (agreed < needed)
+            estimate, count = carry
+            return (estimate.unsettled > 0) & (count < _MOST_PRODUCTS)
 
         def iterate(carry):
-            vector, radius, count, agreed = carry
-            image = product(vector)
-            new = jnp.linalg.norm(image)
-            close = jnp.abs(new - radius) <= _CLOSE * new
-            usable = (new > 0) & jnp.isfinite(new)
-            vector = jnp.where(usable, image / jnp.where(usable, new, 1), vector)
-            agreed = jnp.where(close, agreed + 1, 0)
-            return vector, jnp.where(usable, new, radius * 0), count + 1, agreed
+            estimate, count = carry
+            return estimate.followed(product(estimate.vector)), count + 1
 
-        start = (self.vector, self.radius, jnp.zeros((), int), jnp.zeros((), int))
-        vector, radius, count, _ = jax.lax.while_loop(unfinished, iterate, start)
-        return SpectralRadius(vector, radius, jnp.ones((), bool)), count
+        start = (self, jnp.zeros((), int))
+        # XLA moves the part of `product` that all iterations share in front of the
+        # loop, where it would run even if no iteration does; hence the condition.
+        return jax.lax.cond(
+            self.unsettled > 0,
+            lambda: jax.lax.while_loop(unfinished, iterate, start),
+            lambda: start,
+        )
 
 
 def _unit(vector: Float[Array, " k"]) -> Float[Array, " k"]:
