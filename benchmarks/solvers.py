@@ -28,6 +28,7 @@ from .problems import PROBLEMS
 OURS = {
     "Rodas5P": gf.solvers.Rodas5P(),
     "RKC2": gf.solvers.RKC2(),
+    "DeflatedRKC2": gf.solvers.DeflatedRKC2(),
 }
 DIFFRAX = {
     "Tsit5": diffrax.Tsit5(),

@@ -255,7 +255,8 @@ def _scaled_error(settings, carry, y1, s1, error, usable) -> Float[Array, ""]:
     scaled = jnp.linalg.norm(error[0]) / jnp.maximum(tolerance, tiny)
     ds = y1[1][0] - carry.y[1][0]
     drift = jnp.abs((s1 - carry.s) - ds)
-    rounding = 16 * jnp.finfo(size.dtype).eps * jnp.abs(s1)
+    # Of a forward pass; in float64 far below any tolerance.
+    rounding = 64 * jnp.finfo(size.dtype).eps * jnp.abs(s1)
     scaled = jnp.maximum(
         scaled, drift / (3 * settings.rtol * jnp.maximum(1, jnp.abs(ds)) + rounding)
     )

@@ -109,6 +109,7 @@ def test_every_clock_runs_along_the_same_curve(clock):
 SOLVERS = [
     gf.solvers.Rodas5P(),
     gf.solvers.RKC2(),
+    gf.solvers.DeflatedRKC2(),
     diffrax.Tsit5(),
     diffrax.Dopri8(),
     diffrax.Kvaerno5(),

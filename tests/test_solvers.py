@@ -11,9 +11,9 @@ import gradflow as gf
 
 from .helpers import separable
 
-SOLVERS = [gf.solvers.Rodas5P(), gf.solvers.RKC2()]
+SOLVERS = [gf.solvers.Rodas5P(), gf.solvers.RKC2(), gf.solvers.DeflatedRKC2(rank=4)]
 # Order of the solution and of the dense output.
-ORDERS = {"Rodas5P": (5, 4), "RKC2": (2, 2)}
+ORDERS = {"Rodas5P": (5, 4), "RKC2": (2, 2), "DeflatedRKC2": (2, 2)}
 ids = [type(solver).__name__ for solver in SOLVERS]
 
 
@@ -82,7 +82,7 @@ def test_order_by_slope(solver):
 def test_dense_output_of_one_step(solver):
     # One step from the same start: the error of an interpolant of order q is h^(q+1).
     term, times = diffrax.ODETerm(pendulum), jnp.array([0.21, 0.5, 0.83])
-    exact = reference(jnp.concatenate([0.1 * times, 0.2 * times]))
+    exact = reference(jnp.concatenate([0.05 * times, 0.1 * times]))
 
     @jax.jit
     def one_step(h):
@@ -93,7 +93,7 @@ def test_dense_output_of_one_step(solver):
         return y1, dense.evaluate(h), jax.vmap(dense.evaluate)(h * times)
 
     errors = []
-    for h, expected in zip((0.1, 0.2), np.split(exact["q"], 2)):
+    for h, expected in zip((0.05, 0.1), np.split(exact["q"], 2)):
         y1, end, inside = one_step(jnp.asarray(h))
         np.testing.assert_allclose(end["q"], y1["q"], rtol=1e-14)
         errors.append(np.abs(inside["q"] - expected).max())
@@ -219,9 +219,48 @@ def test_rkc2_hands_back_steps_beyond_its_stages():
     state = solver.init(term, 0.0, 1.0, jnp.ones(2), None)
     y1, error, _, new, _ = solver.step(term, 0.0, 1.0, jnp.ones(2), None, state, False)
     assert np.all(np.isinf(error)) and np.all(y1 == 1.0)
-    assert solver.counts(new)["gradient_evaluations"] == 2
+    assert solver.counts(new)["gradient_evaluations"] == 1 + 3
     with pytest.raises(ValueError, match="max_stages"):
         gf.solvers.RKC2(max_stages=2)
+
+
+def test_deflated_stages_need_the_rest_of_the_spectrum_only():
+    # Four stiff directions, the rest within 1: RKC2 would take 400 stages.
+    rng = np.random.default_rng(0)
+    basis, _ = np.linalg.qr(rng.normal(size=(40, 40)))
+    values = np.concatenate([[1e5, 3e4, 1e4, 1e3], np.linspace(0, 1, 36)])
+    matrix = jnp.asarray(basis * values @ basis.T)
+    solver = gf.solvers.DeflatedRKC2(rank=6)
+    term = diffrax.ODETerm(lambda t, y, args: -matrix @ y)
+    y0, h = jnp.asarray(basis @ np.ones(40)), jnp.array(1.0)
+    state = solver.init(term, 0.0, h, y0, None)
+    before = solver.counts(state)
+    assert float(before["spectral_radius"]) == pytest.approx(1e5, rel=1e-3)
+    y1, error, _, new, _ = solver.step(term, 0.0, h, y0, None, state, False)
+    after = solver.counts(new)
+    assert after["gradient_evaluations"] - before["gradient_evaluations"] < 12
+    assert after["jacobian_products"] - before["jacobian_products"] == 3
+    gap = np.abs(basis.T @ np.asarray(y1) - np.exp(-values))
+    assert gap[:4].max() < 1e-6 and gap[4:].max() < 0.1
+    # Off the transient of the stiff part the estimate follows what is left.
+    y0 = jnp.asarray(basis @ (values <= 1))
+    state = solver.init(term, 0.0, h, y0, None)
+    y1, error, *_ = solver.step(term, 0.0, h, y0, None, state, False)
+    gap = np.abs(np.asarray(y1) - basis @ (np.exp(-values) * (values <= 1)))
+    assert 0.5 < np.abs(error).max() / gap.max() < 5
+
+
+def test_deflation_acts_on_the_largest_array():
+    # A quadrature beside the state, in the middle of the PyTree.
+    field = lambda t, y, args: {"a": y["b"][:1], "b": -1e3 * y["b"], "c": jnp.ones(2)}
+    term, solver = diffrax.ODETerm(field), gf.solvers.DeflatedRKC2(rank=5)
+    y0 = {"a": jnp.zeros(1), "b": jnp.ones(5), "c": jnp.zeros(2)}
+    state = solver.init(term, 0.0, 0.1, y0, None)
+    y1, *_ = solver.step(term, jnp.array(0.0), jnp.array(0.1), y0, None, state, False)
+    np.testing.assert_allclose(y1["c"], 0.1, rtol=1e-12)
+    np.testing.assert_allclose(y1["b"], 0, atol=1e-6)
+    with pytest.raises(ValueError, match="rank"):
+        gf.solvers.DeflatedRKC2(rank=0)
 
 
 def test_zero_jacobian():
@@ -250,7 +289,7 @@ def test_no_recompilation(solver):
 
 def test_choice():
     assert isinstance(gf.solvers.choose(1500), gf.solvers.Rodas5P)
-    assert isinstance(gf.solvers.choose(1501), gf.solvers.RKC2)
+    assert isinstance(gf.solvers.choose(1501), gf.solvers.DeflatedRKC2)
 
 
 def test_stabilised_and_dense_solver_agree_on_a_network():

@@ -6,4 +6,5 @@ Beyond Diffrax's interface each has `counts(solver_state)`, the work done so far
 
 from .chebyshev import RKC2 as RKC2
 from .choice import choose as choose
+from .deflated import DeflatedRKC2 as DeflatedRKC2
 from .rosenbrock import Rodas5P as Rodas5P

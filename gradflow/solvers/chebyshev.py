@@ -7,7 +7,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .common import (
     Counts,
@@ -60,8 +60,7 @@ class RKC2(diffrax.AbstractAdaptiveSolver):
     )
 
     def __check_init__(self):
-        if self.max_stages < 3:
-            raise ValueError(f"`max_stages` must be at least 3; got {self.max_stages}.")
+        check_stages(self.max_stages)
 
     def order(self, terms):
         del terms
@@ -90,10 +89,7 @@ class RKC2(diffrax.AbstractAdaptiveSolver):
         spectral, products = solver_state.spectral.settled(
             lambda v: jax.jvp(lambda y: field(t0, y), (y,), (v,))[1]
         )
-        wanted = 1 + jnp.ceil(jnp.sqrt(1 + 1.54 * jnp.abs(h) * spectral.bound))
-        possible = wanted <= self.max_stages
-        stages = jnp.where(possible, jnp.maximum(wanted, 3), 0).astype(int)
-
+        stages, possible = stages_for(jnp.abs(h) * spectral.bound, self.max_stages)
         y1, middle, middle_node = _chebyshev(
             field, t0, t1, y, h, slope0, stages, self.max_stages
         )
@@ -108,7 +104,7 @@ class RKC2(diffrax.AbstractAdaptiveSolver):
         straight = y + middle_node * (y1 - y)
         d = (middle - straight) / (middle_node * (1 - middle_node))
         info = interpolation_info(unravel, y0, tree1, d[None])
-        evaluations = jnp.maximum(stages, 1) + jnp.asarray(made_jump, stages.dtype)
+        evaluations = stages + jnp.asarray(made_jump, stages.dtype)
         counts = solver_state.counts.add(evaluations=evaluations, products=products + 1)
         state = RKC2State(slope1, spectral.followed(image), counts)
         result: Any = diffrax.RESULTS.successful  # Its type comes from untyped lineax.
@@ -133,7 +129,28 @@ class RKC2(diffrax.AbstractAdaptiveSolver):
         return {**counts, "spectral_radius": solver_state.spectral.radius}
 
 
-class _Coefficients(eqx.Module):
+def check_stages(max_stages: int) -> None:
+    """Raises `ValueError` for a limit on stages that no step can keep."""
+    if max_stages < 3:
+        raise ValueError(f"`max_stages` must be at least 3; got {max_stages}.")
+
+
+def stages_for(
+    scaled_radius: Float[Array, ""], max_stages: int
+) -> tuple[Int[Array, ""], Bool[Array, ""]]:
+    """Stages for a step of which `scaled_radius` is the length times the spectral
+    radius, and whether so many are allowed; the least number, 3, if not."""
+    wanted = jnp.maximum(1 + jnp.ceil(jnp.sqrt(1 + 1.54 * scaled_radius)), 3)
+    possible = wanted <= max_stages
+    return jnp.where(possible, wanted, 3).astype(int), possible
+
+
+def middle_of(stages: Int[Array, ""]) -> Int[Array, ""]:
+    """The stage nearest to the middle of the step."""
+    return jnp.round(jnp.sqrt((stages**2 + 1) / 2)).astype(stages.dtype)
+
+
+class Coefficients(eqx.Module):
     # Of stages 0, 1, 2, ...; Section 2 of the paper. Entries past the last are unused.
     mu: Float[Array, " stages"]
     nu: Float[Array, " stages"]
@@ -164,7 +181,8 @@ def _chebyshev_polynomials(j: Float[Array, " stages"], delta: Float[Array, ""]):
     return values
 
 
-def _coefficients(stages: Int[Array, ""], size: int, dtype) -> _Coefficients:
+def chebyshev_coefficients(stages: Int[Array, ""], size: int, dtype) -> Coefficients:
+    """The coefficients of all stages at once, in arrays of `size + 1`."""
     s = stages.astype(dtype)
     j = jnp.arange(size + 1, dtype=dtype)
     delta = _DAMPING / s**2
@@ -178,7 +196,7 @@ def _coefficients(stages: Int[Array, ""], size: int, dtype) -> _Coefficients:
     mu_slope = 2 * w1 * b / before
     gamma = -(1 - before * jnp.roll(value, 1)) * mu_slope
     node = jnp.where(j < 2, w1 * b[2] * j, w1 * curvature / slope)
-    return _Coefficients(2 * w0 * b / before, -b / before2, mu_slope, gamma, node)
+    return Coefficients(2 * w0 * b / before, -b / before2, mu_slope, gamma, node)
 
 
 def _chebyshev(
@@ -187,8 +205,8 @@ def _chebyshev(
     # Displacements z_j = Y_j - y0 instead of Y_j: rounding errors are then relative to
     # the step, not to the state, which float32 needs.
     length = jnp.asarray(t1 - t0)
-    table = _coefficients(jnp.maximum(stages, 3), max_stages, y.dtype)
-    middle_stage = jnp.round(jnp.sqrt((stages**2 + 1) / 2)).astype(stages.dtype)
+    table = chebyshev_coefficients(stages, max_stages, y.dtype)
+    middle_stage = middle_of(stages)
 
     def stage(j, carry):
         z, z_before = carry

@@ -2,7 +2,7 @@
 
 import diffrax
 
-from .chebyshev import RKC2
+from .deflated import DeflatedRKC2
 from .rosenbrock import Rodas5P
 
 LARGEST_DENSE = 1500
@@ -12,6 +12,6 @@ def choose(k: int) -> diffrax.AbstractAdaptiveSolver:
     """The solver for `k` parameters when the user names none.
 
     `Rodas5P()` up to 1500 parameters, whose dense Jacobian is then cheap against the
-    stability limit of anything explicit, and `RKC2()` above.
+    stability limit of anything explicit, and `DeflatedRKC2()` above.
     """
-    return Rodas5P() if k <= LARGEST_DENSE else RKC2()
+    return Rodas5P() if k <= LARGEST_DENSE else DeflatedRKC2()
