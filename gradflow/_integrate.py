@@ -102,11 +102,7 @@ def integrate(
     if diagnostics is None:
         diagnostics = (standard,)
     settings = state.Settings(
-        flow=Flow(
-            problem,
-            clock.at_start(float(jnp.linalg.norm(problem.theta))),
-            newton=isinstance(solver, diffrax.AbstractImplicitSolver),
-        ),
+        flow=Flow(problem, clock.at_start(float(jnp.linalg.norm(problem.theta)))),
         solver=solver,
         controller=diffrax.PIDController(rtol=0.0, atol=1.0, pcoeff=0.3, icoeff=0.3),
         rtol=jnp.asarray(rtol, problem.theta.dtype),

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ._flow import Flow, measured_s, term, vector_field
+from ._flow import Flow, arc_length, measured_s, term, vector_field
 from ._state import REACHED, RUNNING, Carry, Settings, error_order
 from ._verdict import judged
 from .diagnostics.snapshot import snapshot
@@ -123,7 +123,7 @@ def _save(settings, carry, buffers, rows):
             (carry.t, carry.s - target),
             _s_tolerance(carry.s),
         )
-        return interpolant.evaluate(t)
+        return _with_path(interpolant.evaluate(t), interpolant, carry.t_prev, t)
 
     y = jax.lax.cond(inside, found, lambda: carry.y)
     row = diagnose(settings, y)
@@ -139,6 +139,12 @@ def _save(settings, carry, buffers, rows):
         ),
     )
     return carry, buffers, rows + 1
+
+
+def _with_path(y, interpolant, t0, t1):
+    """Adds the path length since `t0` to a state that has the one at `t0`."""
+    theta, quadratures = y
+    return theta, quadratures.at[2].add(arc_length(interpolant, t0, t1))
 
 
 def _s_tolerance(s):
@@ -191,6 +197,8 @@ def _step(settings: Settings, carry: Carry) -> Carry:
     y1, error, dense, solver_state, outcome = solver.step(
         term(), carry.t, carry.t_next, carry.y, flow, carry.solver_state, False
     )
+    interpolant = solver.interpolation_cls(t0=carry.t, t1=carry.t_next, **dense)
+    y1 = _with_path(y1, interpolant, carry.t, carry.t_next)
     s1 = measured_s(flow.problem, y1[0])
     usable = (outcome == diffrax.RESULTS.successful) & jnp.isfinite(s1)
     kept, t, t_next, _, controller_state, _ = settings.controller.adapt_step_size(

@@ -109,12 +109,26 @@ class Trajectory(Mapping[str, np.ndarray]):
         lines.append(f"  {work}, {stats['wall_seconds']:.2f} s")
         return "\n".join(lines)
 
-    def certificate(self, *, strict: bool = False) -> Certificate:
-        """Checks that hold exactly along the true flow, measured along this one.
+    def certificate(
+        self, *, strict: bool = False, problem: Problem | None = None
+    ) -> Certificate:
+        r"""Checks that hold exactly along the true flow, measured along this one.
 
-        **Raises:** `RuntimeError` with `strict=True` if one of them fails.
+        Its rows have `name`, `value`, `expected`, `tolerance`, `passed` and `source`;
+        those that the trajectory's quantities do not allow are absent.
+
+        **Arguments:**
+
+        - `strict`: raise if a check fails.
+        - `problem`: the problem that was integrated. With it the last saved point is
+            computed anew, the gradient is checked by differences, and the rows on KKT
+            residuals, rates and, for linear models, the maximum margin are added. They
+            cost a few dozen evaluations of the risk and a least-squares problem.
+
+        **Raises:** `RuntimeError` with `strict=True` if a check fails; `ValueError` if
+        `problem` is of another size or degree than the one that was integrated.
         """
-        certificate = certify(self)
+        certificate = certify(self, problem)
         if strict and not certificate.passed:
             raise RuntimeError(f"the certificate does not pass:\n{certificate}")
         return certificate

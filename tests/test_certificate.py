@@ -17,15 +17,24 @@ def _model(key=0):
     return gf.models.DeepLinear((3, 2, 1), key=jax.random.key(key))
 
 
+PROBLEM = gf.Problem(_model(), X, Y)
+LINEAR = gf.Problem(gf.models.Linear(3), X, Y)
+
+
 @pytest.fixture(scope="module")
 def traj():
-    return gf.integrate(gf.Problem(_model(), X, Y), to=100.0, saveat=30)
+    return gf.integrate(PROBLEM, to=100.0, saveat=30)
 
 
-def _changed(traj, values):
+@pytest.fixture(scope="module")
+def linear():
+    return gf.integrate(LINEAR, to=1000.0, saveat=40)
+
+
+def _changed(traj, values, theta=None):
     return gf.Trajectory(
         model=traj.model,
-        theta=traj.theta,
+        theta=traj.theta if theta is None else theta,
         values=dict(traj) | values,
         result=traj.result,
         stats=traj.stats,
@@ -33,8 +42,9 @@ def _changed(traj, values):
     )
 
 
-def _failed(traj):
-    return {row.name for row in traj.certificate().rows if not row.passed}
+def _failed(traj, problem=None):
+    rows = traj.certificate(problem=problem).rows
+    return {row.name for row in rows if not row.passed}
 
 
 def test_a_good_flow_passes(traj):
@@ -117,3 +127,146 @@ def test_tolerance_of_one():
         gf.Problem(_model(), X, Y), to=100.0, rtol=1.0, saveat=30, throw=False
     )
     assert "tolerance" in _failed(found)
+
+
+FINAL = {
+    "last s, computed anew",
+    "last margins, computed anew",
+    "gradient of ln L",
+    "KKT epsilon",
+    "KKT epsilon, explicit",
+    "KKT delta, explicit",
+    "power of s in rho",
+    "margin over the maximum",
+    "distance to the best direction",
+}
+
+
+def test_a_good_flow_passes_with_its_problem(traj, linear, tmp_path):
+    found = traj.certificate(strict=True, problem=PROBLEM)
+    assert {row.name for row in found.rows} >= FINAL
+    found = linear.certificate(strict=True, problem=LINEAR)
+    new = {row.name for row in found.rows} - {r.name for r in linear.certificate().rows}
+    assert new == FINAL | {"power of ln t in t L", "margin reached"}
+    assert all(row.source and row.tolerance >= 0 for row in found.rows)
+    linear.save(tmp_path / "traj.nc")
+    loaded = gf.Trajectory.load(tmp_path / "traj.nc")
+    assert repr(loaded.certificate(problem=LINEAR)) == repr(found)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        gf.models.TwoLayer(3, 6, key=jax.random.key(0)),
+        gf.models.MLP((3, 6, 2), gf.models.SmoothReLU(1e-2), key=jax.random.key(1)),
+        gf.models.Linear(3, 2),
+    ],
+)
+def test_networks_and_classes_pass_with_their_problem(model):
+    classes = eqx.filter_eval_shape(model, X[0]).shape
+    problem = gf.Problem(model, X, Y if classes == () else (Y > 0).astype(int))
+    found = gf.integrate(problem, to=100.0, saveat=30).certificate(problem=problem)
+    assert found.passed, found
+    assert {"gradient of ln L", "KKT epsilon", "KKT delta, explicit"} <= {
+        row.name for row in found.rows
+    }
+
+
+def test_float32_passes_with_its_problem():
+    model = jax.tree.map(lambda w: w.astype(jnp.float32), _model())
+    problem = gf.Problem(model, X.astype(jnp.float32), Y)
+    found = gf.integrate(problem, to=50.0, saveat=30).certificate(problem=problem)
+    assert found.passed, found
+    assert FINAL <= {row.name for row in found.rows} | {"gradient of ln L"}
+
+
+def test_a_run_without_diagnostics_is_still_computed_anew():
+    found = gf.integrate(LINEAR, to=20.0, saveat=5, diagnostics=())
+    assert "last s, computed anew" in repr(found.certificate(problem=LINEAR))
+    other = _changed(found, {}, theta=1.001 * found.theta)
+    assert _failed(other, LINEAR) == {"last s, computed anew"}
+
+
+def test_another_problem_is_refused(traj):
+    with pytest.raises(ValueError, match="has k = 3, but the trajectory"):
+        traj.certificate(problem=LINEAR)
+
+
+def test_wrong_gradient_is_seen_at_one_point(traj):
+    """Found where it stands, without the flow that it spoils."""
+    model = WrongGradient(*(layer.weight for layer in _model().layers))
+    problem = gf.Problem(model, X, Y, homogeneous=False)
+    right = _changed(traj, {})
+    right.config = traj.config | {"degree": None}
+    assert "gradient of ln L" in _failed(right, problem)
+
+
+class NoGradient(WrongGradient):
+    """The first layer has no gradient at all: along G itself nothing is wrong."""
+
+    def __call__(self, x):
+        return (self.second @ (jax.lax.stop_gradient(self.first) @ x))[0]
+
+
+def test_missing_gradient_of_one_layer(traj):
+    model = NoGradient(*(layer.weight for layer in _model().layers))
+    problem = gf.Problem(model, X, Y, homogeneous=False)
+    right = _changed(traj, {})
+    right.config = traj.config | {"degree": None}
+    assert "gradient of ln L" in _failed(right, problem)
+
+
+def test_final_parameters_of_another_point(traj):
+    theta = traj.theta.at[0].multiply(1 + 1e-6)
+    failed = _failed(_changed(traj, {}, theta=theta), PROBLEM)
+    assert {"last s, computed anew", "last margins, computed anew"} <= failed
+
+
+def test_data_of_another_problem(traj):
+    other = gf.Problem(_model(), X.at[0, 0].add(1e-3), Y)
+    assert "last margins, computed anew" in _failed(traj, other)
+
+
+def test_falsified_alignment(traj):
+    off = _changed(traj, {"misalignment": 0.98 * traj["misalignment"]})
+    assert _failed(off, PROBLEM) == {"KKT epsilon, explicit"}
+
+
+def test_point_far_from_kkt(traj):
+    """A flow whose parameters tremble, though its margin grows as it should."""
+    noise = jax.random.normal(jax.random.key(5), traj.theta.shape)
+    theta = traj.theta + 0.3 * jnp.linalg.norm(traj.theta) * noise / 3
+    noisy = _changed(traj, {"misalignment": traj["misalignment"] + 0.1}, theta)
+    assert "KKT epsilon" in _failed(noisy, PROBLEM)
+
+
+def test_margins_later_than_the_parameters(traj):
+    early = gf.integrate(PROBLEM, to=5.0, saveat=3)
+    failed = _failed(_changed(traj, {}, theta=early.theta), PROBLEM)
+    assert "KKT delta, explicit" in failed
+
+
+def test_norm_and_time_of_other_powers(linear):
+    faster = _changed(linear, {"rho": linear["rho"] * np.maximum(linear.s, 1) ** 0.1})
+    assert "power of s in rho" in _failed(faster, LINEAR)
+    later = linear["log_t"] + 0.1 * np.log(np.maximum(linear.s, 1))
+    failed = _failed(_changed(linear, {"log_t": later}), LINEAR)
+    assert failed == {"power of ln t in t L"}
+
+
+def test_margin_above_the_maximum(linear):
+    failed = _failed(_changed(linear, {"margins": 1.01 * linear["margins"]}), LINEAR)
+    assert {"margin over the maximum", "distance to the best direction"} <= failed
+
+
+def test_margin_below_what_the_flow_reaches(linear):
+    failed = _failed(_changed(linear, {"margins": 0.95 * linear["margins"]}), LINEAR)
+    assert "margin reached" in failed
+
+
+def test_direction_worse_than_its_margin(linear):
+    rho = jnp.linalg.norm(linear.theta)
+    theta = linear.theta + 0.05 * rho * jnp.array([1.0, -1.0, 1.0])
+    theta = theta * rho / jnp.linalg.norm(theta)
+    failed = _failed(_changed(linear, {}, theta=theta), LINEAR)
+    assert "distance to the best direction" in failed

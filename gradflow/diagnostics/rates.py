@@ -126,8 +126,7 @@ def path_limit(traj: Mapping[str, Any]) -> Limit:
     r"""The limit of the path length of $\theta/\rho$, and the tail still to come.
 
     From the speed $d\zeta/ds = \lVert G_\perp\rVert/(\lVert G\rVert^2\rho)$ at the
-    saved points, which is exact there, and not from differences of the integrated
-    length, which are small against its error. With a fitted speed $\sim s^{-b-1}$ the
+    saved points, which is exact there. With a fitted speed $\sim s^{-b-1}$ the
     tail is speed times $s/b$ at the end. `exponent` is $b$. The tail, `remainder`, is
     infinite if $b \le 0$ is fitted, and so is the upper end of `interval` if its
     interval reaches 0. It bounds the distance of $\theta/\rho$ from its limit.

@@ -1,0 +1,263 @@
+r"""Checks of a trajectory that need its problem: model and data at its end.
+
+Each compares a number of the trajectory with one found in another way.
+"""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._certificate_linear import linear_checks
+from ._check import Check, after_separation, at_most, eps_of, near
+from ._losses import CrossEntropy, Exponential, Logistic
+from ._problem import Problem
+from .diagnostics.common import point
+from .diagnostics.kkt import KKT, kkt
+from .diagnostics.snapshot import Snapshot
+from .diagnostics.support import direction_norm
+
+
+class Final(NamedTuple):
+    """The end of a trajectory, evaluated anew."""
+
+    problem: Problem
+    snap: Snapshot
+    kkt: KKT | None
+
+
+def problem_checks(traj, problem: Problem) -> list[Check]:
+    """The rows that `problem`, the one that was integrated, allows.
+
+    **Raises:** `ValueError` if the sizes of `problem` are not those of the trajectory.
+    """
+    for name in ("n", "k", "degree"):
+        mine, theirs = getattr(problem, name), traj.config[name]
+        if mine != theirs:
+            raise ValueError(
+                f"`problem` has {name} = {mine}, but the trajectory was computed with "
+                f"{theirs}: pass the problem that was integrated."
+            )
+    theta = jnp.asarray(traj.theta, problem.theta.dtype)
+    snap = point(problem, theta)
+    final = Final(problem, snap, _kkt(problem, snap))
+    rows = [check(traj, final) for check in _CHECKS]
+    return [row for row in rows if row is not None] + linear_checks(traj, problem)
+
+
+def _kkt(problem, snap) -> KKT | None:
+    if not problem.degree or not bool(jnp.min(snap.margins) > 0):
+        return None
+    try:
+        return kkt(problem, snap.theta)
+    except ValueError:
+        return None  # Batch normalisation: no margin has a gradient of its own.
+
+
+def _saved_log_risk(traj, final):
+    difference = float(final.snap.s) - traj.s[-1]
+    tolerance = eps_of(traj) ** 0.7 * (1 + abs(traj.s[-1]))
+    source = "ln(n/L) of the final model"
+    return near("last s, computed anew", difference, 0.0, tolerance, source)
+
+
+def _saved_margins(traj, final):
+    if "margins" not in traj:
+        return None
+    saved = traj["margins"][-1]
+    difference = np.max(np.abs(np.asarray(final.snap.margins) - saved))
+    tolerance = eps_of(traj) ** 0.7 * max(float(np.max(np.abs(saved))), 1.0)
+    source = "margins of the final model"
+    return near("last margins, computed anew", difference, 0.0, tolerance, source)
+
+
+def _gradient(traj, final):
+    r"""Is $G$ the slope of $-\ln L$, along $G$ itself and along a random direction?
+
+    Both slopes are central differences, which do not use automatic differentiation.
+    The first alone would not see a component that $G$ lacks. Where differences do not
+    settle (kinks, float32 far out) nothing can be said, and there is no row.
+    """
+    snap = final.snap
+    size = float(jnp.linalg.norm(snap.direction))
+    if not size > 0:
+        return None
+    random = jax.random.normal(jax.random.key(0), snap.theta.shape, snap.theta.dtype)
+    worst = error = 0.0
+    for direction in (snap.direction, random):
+        unit = direction / jnp.linalg.norm(direction)
+        found, uncertain = _slope(final, unit, 1 / size)
+        exact = -float(jnp.vdot(snap.direction, unit))
+        worst = max(worst, abs(found - exact) / size)
+        error = max(error, uncertain / size)
+    if not error <= 1e-3:
+        return None
+    tolerance = max(eps_of(traj) ** 0.4, 10 * error)
+    source = "central differences of ln L"
+    return near("gradient of ln L", worst, 0.0, tolerance, source)
+
+
+def _slope(final, unit, longest) -> tuple[float, float]:
+    """Slope of ln L along `unit` and its error, by Richardson's extrapolation over
+    steps from `longest` down, of which the one with the least error is taken."""
+    eps = float(jnp.finfo(unit.dtype).eps)
+
+    def at(step):
+        return float(_log_risk(final.problem, final.snap.theta + step * unit))
+
+    rounding = 4 * eps * (1 + abs(float(final.snap.log_risk)))
+    best = (np.nan, np.inf)
+    before = refined_before = np.nan
+    for j in range(12):
+        step = longest / 4**j
+        difference = (at(step) - at(-step)) / (2 * step)
+        refined = (16 * difference - before) / 15
+        error = abs(refined - refined_before) + rounding / step
+        if error < best[1]:
+            best = (refined, error)
+        before, refined_before = difference, refined
+    return best
+
+
+@eqx.filter_jit
+def _log_risk(problem, theta):
+    return problem.log_risk(theta)
+
+
+def _kkt_epsilon(traj, final):
+    r"""The least $\varepsilon/\lVert\hat\theta\rVert$ since half of the final s.
+
+    The explicit multipliers have $\sqrt{2(1-\cos)}$, and somewhere between any two
+    points $\cos^{-2} - 1$ is at most the growth of the logarithm of the margin over
+    $L$ times that of the norm. At the end the best multipliers count too.
+    """
+    names = {"misalignment", "normalized_smoothed_margin", "rho"}
+    if final.kkt is None or not names <= set(traj):
+        return None
+    late = np.flatnonzero((traj.s >= 0.5 * traj.s[-1]) & after_separation(traj))
+    if len(late) < 3:
+        return None
+    first, last = late[0], late[-1]
+    margin, rho = traj["normalized_smoothed_margin"], traj["rho"]
+    if not (margin[first] > 0 and rho[last] > rho[first]):
+        return None
+    growth = np.log(rho[last] / rho[first])
+    gain = max(np.log(margin[last] / margin[first]) / final.problem.degree, 0.0)
+    tangent_squared = (gain + 100 * eps_of(traj)) / growth
+    cosine = 1 / np.sqrt(1 + tangent_squared)
+    explicit = np.sqrt(2 * np.min(traj["misalignment"][late]))
+    value = min(final.kkt.relative_epsilon, explicit)
+    source = "Lyu and Li, Lemma C.8 and Corollary C.10"
+    return at_most("KKT epsilon", value, np.sqrt(2 * (1 - cosine)), source)
+
+
+def _kkt_explicit(traj, final):
+    r"""$\varepsilon/\lVert\hat\theta\rVert = \sqrt{2(1-\cos)}$ for the explicit
+    multipliers: the left side anew from the final model, the right side as saved."""
+    if final.kkt is None or "misalignment" not in traj:
+        return None
+    expected = np.sqrt(2 * max(traj["misalignment"][-1], 0.0))
+    value = final.kkt.explicit.epsilon / final.kkt.norm
+    eps = eps_of(traj)
+    tolerance = eps**0.4 * expected + 1e3 * eps
+    source = "Lyu and Li, Lemma C.8, Equation (12)"
+    return near("KKT epsilon, explicit", value, expected, tolerance, source)
+
+
+def _kkt_delta(traj, final):
+    r"""$\delta/\lVert\hat\theta\rVert^2$ of the explicit multipliers.
+
+    They are $\lambda_i = \lVert\hat\theta\rVert^2 p_{\min} w_i / (\rho\lVert G\rVert)$,
+    and $\rho\lVert G\rVert \ge \langle\theta, G\rangle = L\sum w_i p_i \ge
+    L p_{\min} w_{\min}$ with the weight $w_{\min}$ of the least margin. As
+    $w_i/w_{\min} \le e^{p_{\min} - p_i}(1 + (C-1)e^{-p_{\min}})$ for $C$ classes, and
+    $xe^{-x} \le 1/e$, at most $(1 + (C-1)e^{-p_{\min}}) / (eLp_{\min})$.
+    """
+    exponential = isinstance(final.problem.loss, Exponential | Logistic | CrossEntropy)
+    if final.kkt is None or "margins" not in traj or not exponential:
+        return None
+    least = float(np.min(traj["margins"][-1]))
+    factor = 1 + (traj.config["classes"] - 1) * np.exp(-least)
+    bound = factor / (np.e * final.problem.degree * least)
+    value = final.kkt.explicit.delta / final.kkt.norm**2
+    source = "Lyu and Li, Lemma C.8, Equation (13)"
+    return at_most("KKT delta, explicit", value, bound, source, tolerance=1e-6 * bound)
+
+
+def _norm_rate(traj, final):
+    r"""The power of s that $\rho$ grew with over the last decade of s, to be $1/L$.
+
+    A fitted slope is a mean of the slopes within, which along the flow are
+    $d\ln\rho/d\ln s = s\cos^2/\langle\theta, G\rangle$: it may miss $1/L$ by as much as
+    the worst of these does. $\langle\theta, G\rangle$ is $L\beta$ times the slope of
+    $-\ln\ell$ at $\alpha$; the norm itself does not enter.
+    """
+    names = ("rho", "alignment", "beta", "smoothed_margin")
+    decade = _decade(traj, final, *names)
+    if decade is None:
+        return None
+    s, (rho, cosine, beta, alpha) = traj.s[decade], (traj[n][decade] for n in names)
+    degree = final.problem.degree
+    slope = np.asarray(final.problem.loss.log_slope(jnp.asarray(alpha)))
+    expected = 1 / degree
+    slopes = s * cosine**2 / (degree * beta * slope)
+    tolerance = np.max(np.abs(slopes - expected)) + 10 * traj.config["rtol"]
+    value = np.polyfit(np.log(s), np.log(rho), 1)[0]
+    return _rate("power of s in rho", value, expected, tolerance)
+
+
+def _risk_rate(traj, final):
+    r"""The power of $\ln t$ in $tL$ over the last decade of s, to be $-A = 2/L - 2$.
+
+    $u = tL$ follows $\lVert G\rVert^{-2}$: $\ln u = -2\ln\lVert G\rVert + A/s + \dots$,
+    and $\ln t = s + \ln(u/n)$. So its power may miss $-A$ by the worst slope of
+    $-2\ln\lVert G\rVert$ between saved points, by $A$ times the difference of
+    $s/\ln t$ from 1, and by terms $A/s$ and $A^2/s \le 2A/s$ (here $4A/s$).
+    """
+    decade = _decade(traj, final, "log_t")
+    if decade is None:
+        return None
+    power = 2 - 2 / final.problem.degree
+    s, log_t = traj.s[decade], traj["log_t"][decade]
+    if not np.all(log_t > 0):
+        return None
+    slopes = np.diff(-2 * np.log(direction_norm(traj)[decade])) / np.diff(np.log(s))
+    tolerance = np.max(np.abs(slopes + power)) + 10 * traj.config["rtol"]
+    tolerance += power * (np.max(np.abs(s / log_t - 1)) + 4 / s[0])
+    log_u = log_t + traj["log_risk"][decade]
+    value = np.polyfit(np.log(log_t), log_u, 1)[0]
+    return _rate("power of ln t in t L", value, -power, tolerance)
+
+
+def _decade(traj, final, *names) -> np.ndarray | None:
+    """Saved points of the last decade of s, if they can show a power."""
+    needed = {"log_radial_gradient", "log_spherical_gradient", *names}
+    if not final.problem.degree or not needed <= set(traj):
+        return None
+    end = traj.s[-1] / 10
+    decade = np.flatnonzero(traj.s >= end)
+    whole = end >= max(1.0, traj.s[0]) and np.all(after_separation(traj)[decade])
+    if not whole or len(decade) < 6 or not np.all(np.diff(traj.s[decade]) > 0):
+        return None
+    return decade
+
+
+def _rate(name, value, expected, tolerance) -> Check | None:
+    if tolerance > 0.25 * max(abs(expected), 0.5):
+        return None  # Too early: this power could not be told from others.
+    source = "Lyu and Li, Corollary A.11"
+    return near(name, value, expected, tolerance, source)
+
+
+_CHECKS = [
+    _saved_log_risk,
+    _saved_margins,
+    _gradient,
+    _kkt_epsilon,
+    _kkt_explicit,
+    _kkt_delta,
+    _norm_rate,
+    _risk_rate,
+]
