@@ -252,7 +252,9 @@ def test_deflated_stages_need_the_rest_of_the_spectrum_only():
 
 def test_deflation_acts_on_the_largest_array():
     # A quadrature beside the state, in the middle of the PyTree.
-    field = lambda t, y, args: {"a": y["b"][:1], "b": -1e3 * y["b"], "c": jnp.ones(2)}
+    def field(t, y, args):
+        return {"a": y["b"][:1], "b": -1e3 * y["b"], "c": jnp.ones(2)}
+
     term, solver = diffrax.ODETerm(field), gf.solvers.DeflatedRKC2(rank=5)
     y0 = {"a": jnp.zeros(1), "b": jnp.ones(5), "c": jnp.zeros(2)}
     state = solver.init(term, 0.0, 0.1, y0, None)
