@@ -76,7 +76,7 @@ def _after_separation(traj) -> np.ndarray:
 
 
 def _eps(traj) -> float:
-    return float(np.finfo(traj.config["dtype"]).eps)
+    return traj.config["rounding"]
 
 
 def _clock(traj):

@@ -11,9 +11,13 @@ import jax.numpy as jnp
 _EXAMPLES = 32  # Euler's identity is tested on this many examples.
 
 
-def check_degree(outputs, theta, x, declared: float | int | None) -> float:
-    """Returns the degree, measured; raises if there is none or `declared` is wrong."""
-    degree, residual, tol = _measure(_probe(outputs, theta, x), jnp.ones_like(theta))
+def check_degree(outputs, theta, x, declared: float | int | None, eps: float) -> float:
+    """Returns the degree, measured; raises if there is none or `declared` is wrong.
+
+    `eps` is the relative rounding of the outputs.
+    """
+    tol = eps**0.6
+    degree, residual = _measure(_probe(outputs, theta, x), jnp.ones_like(theta))
     if residual > tol:
         raise ValueError(
             f"`model` is not homogeneous: Euler's identity fails by {residual:.1e} "
@@ -47,14 +51,16 @@ def _check_scaling(outputs, theta, x, degree, tol):
         )
 
 
-def measured_layer_degrees(outputs, theta, x, layout) -> tuple[float | None, ...]:
+def measured_layer_degrees(
+    outputs, theta, x, layout, eps: float
+) -> tuple[float | None, ...]:
     """Degree in each trained array alone, `None` where Euler's identity fails."""
     positions = jnp.arange(theta.size)
-    degrees = []
+    degrees, tol = [], eps**0.6
     probe = _probe(outputs, theta, x)
     for start, stop in zip(layout.offsets[:-1], layout.offsets[1:]):
         mask = ((positions >= start) & (positions < stop)).astype(theta.dtype)
-        degree, residual, tol = _measure(probe, mask)
+        degree, residual = _measure(probe, mask)
         degrees.append(None if residual > tol else _rounded(degree, tol))
     return tuple(degrees)
 
@@ -84,7 +90,7 @@ def _measure(probe, mask):
     degree = float(jnp.vdot(value, radial)) / size if size > 0 else 0.0
     scale = float(jnp.linalg.norm(value)) * max(1.0, abs(degree))
     residual = float(jnp.linalg.norm(radial - degree * value)) / scale if scale else 0.0
-    return degree, residual, float(jnp.finfo(value.dtype).eps) ** 0.6
+    return degree, residual
 
 
 def _shaken(theta, seed):

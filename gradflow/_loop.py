@@ -121,7 +121,7 @@ def _save(settings, carry, buffers, rows):
             lambda t: measured_s(problem, interpolant.evaluate(t)[0]) - target,
             (carry.t_prev, carry.s_prev - target),
             (carry.t, carry.s - target),
-            _s_tolerance(carry.s),
+            _s_tolerance(problem, carry.s),
         )
         return interpolant.evaluate(t)
 
@@ -141,9 +141,8 @@ def _save(settings, carry, buffers, rows):
     return carry, buffers, rows + 1
 
 
-def _s_tolerance(s):
-    eps = jnp.finfo(s.dtype).eps
-    return jnp.maximum(1e-10, 16 * eps).astype(s.dtype) * (1 + jnp.abs(s))
+def _s_tolerance(problem, s):
+    return max(1e-10, 16 * problem.rounding) * (1 + jnp.abs(s))
 
 
 def _root(function, low, high, tolerance):
@@ -255,7 +254,7 @@ def _scaled_error(settings, carry, y1, s1, error, usable) -> Float[Array, ""]:
     scaled = jnp.linalg.norm(error[0]) / jnp.maximum(tolerance, tiny)
     ds = y1[1][0] - carry.y[1][0]
     drift = jnp.abs((s1 - carry.s) - ds)
-    rounding = 16 * jnp.finfo(size.dtype).eps * jnp.abs(s1)
+    rounding = 16 * settings.flow.problem.rounding * jnp.abs(s1)
     scaled = jnp.maximum(
         scaled, drift / (3 * settings.rtol * jnp.maximum(1, jnp.abs(ds)) + rounding)
     )

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PyTree
 from ._homogeneity import check_degree, measured_layer_degrees
 from ._losses import AbstractLoss, CrossEntropy, Logistic
 from ._parameters import Fixed, Layout
+from .models.precision import InPrecision
 
 
 class Problem(eqx.Module):
@@ -99,9 +100,11 @@ class Problem(eqx.Module):
         self.y = loss.labels(y, output, self.theta.dtype)
         self.batch_size = None if batch_size is None else min(batch_size, len(x))
         if homogeneous:
-            self.degree = check_degree(self._outputs_of, self.theta, x, degree)
+            self.degree = check_degree(
+                self._outputs_of, self.theta, x, degree, self.rounding
+            )
             self.layer_degrees = measured_layer_degrees(
-                self._outputs_of, self.theta, x, self.layout
+                self._outputs_of, self.theta, x, self.layout, self.rounding
             )
         else:
             if degree is not None:
@@ -121,6 +124,16 @@ class Problem(eqx.Module):
     def k(self) -> int:
         """Number of trained parameters."""
         return self.theta.shape[0]
+
+    @property
+    def rounding(self) -> float:
+        """Relative rounding of the margins: the machine precision of the parameters'
+        dtype, or of the lowest `gf.models.InPrecision` inside the model."""
+        modules = jax.tree.leaves(
+            self.frozen, is_leaf=lambda leaf: isinstance(leaf, InPrecision)
+        )
+        lower = [m.dtype for m in modules if isinstance(m, InPrecision)]
+        return max(float(jnp.finfo(d).eps) for d in (self.theta.dtype, *lower))
 
     def model(self, theta: Float[Array, " k"]) -> Any:
         """The module with parameters `theta`."""

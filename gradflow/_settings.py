@@ -116,6 +116,7 @@ def describe(settings, to, rtol, atol, s0) -> dict[str, Any]:
         "layers": list(problem.layout.names),
         "layer_degrees": list(problem.layer_degrees),
         "dtype": str(problem.theta.dtype),
+        "rounding": problem.rounding,
         "batch_size": problem.batch_size,
         "data": _digest(problem.x, problem.y, problem.theta, problem.frozen),
         "gradflow": version("gradflow-jax"),
