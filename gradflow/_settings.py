@@ -113,7 +113,7 @@ def describe(settings, to, rtol, atol, s0) -> dict[str, Any]:
         "k": problem.k,
         "classes": _classes(problem),
         "degree": problem.degree,
-        "layers": list(problem.layout.names),
+        "layers": list(problem.layer_names),
         "layer_degrees": list(problem.layer_degrees),
         "dtype": str(problem.theta.dtype),
         "rounding": problem.rounding,

@@ -41,15 +41,43 @@ def test_convolutional_network():
     k = jax.random.split(KEY, 2)
     model = M.Sequential(
         (
-            M.Conv(1, 3, 3, padding="SAME", key=k[0]),
+            M.Conv(1, 3, 3, padding="SAME", bias=True, key=k[0]),
             M.MaxPool(2, eps=0.1),
             SMOOTH,
             M.Flatten(),
             M.Dense(48, 3, key=k[1]),
         )
     )
-    _, traj = flow(model, x, jnp.arange(6) % 3)
-    assert traj.certificate().passed, str(traj.certificate())
+    problem, traj = flow(model, x, jnp.arange(6) % 3)
+    certificate = traj.certificate()
+    assert certificate.passed, str(certificate)
+    # The bias counts as a weight of the first layer, in norms, balance and margins.
+    assert problem.layer_names == (
+        "layers[0].weight + layers[0].bias",
+        "layers[4].weight",
+    )
+    conv, dense = traj.model.layers[0], traj.model.layers[4]
+    norms = [np.hypot(norm(conv.weight), norm(conv.bias)), norm(dense.weight)]
+    assert norm(conv.bias) > 1e-2 * norms[0]
+    np.testing.assert_allclose(traj["layer_norm"][-1], norms, rtol=1e-12)
+    np.testing.assert_allclose(
+        traj["layer_normalized_margins"][-1],
+        traj["margins"][-1] / (norms[0] * norms[1]),
+        rtol=1e-12,
+    )
+    names = [row.name for row in certificate.rows]
+    assert "balance of layers" in names and "fall of the layerwise margin" in names
+    # Without the bias the balance is lost by more than the certificate allows.
+    weight = np.sum(conv.weight**2) - norms[1] ** 2
+    start = np.subtract(*traj["layer_norm"][0] ** 2)
+    assert (
+        abs(weight - start)
+        > 10 * certificate["balance of layers"].value * norms[1] ** 2
+    )
+
+
+def norm(array):
+    return float(jnp.linalg.norm(jnp.ravel(array)))
 
 
 def test_skip_connection_margin_falls_to_one_half():
