@@ -86,14 +86,26 @@ def _tolerance(traj):
 
 
 def _monotone(traj):
+    check = "fall of the smoothed margin"
+    source = "Lyu and Li, Theorem 4.1"
+    return _fall(traj, "normalized_smoothed_margin", check, source)
+
+
+def _monotone_by_layers(traj):
+    check = "fall of the layerwise margin"
+    return _fall(
+        traj, "layer_normalized_smoothed_margin", check, "Lyu and Li, Lemma H.2"
+    )
+
+
+def _fall(traj, name, check, source):
     late = after_separation(traj)
-    if "normalized_smoothed_margin" not in traj or late.sum() < 2:
+    if name not in traj or late.sum() < 2:
         return None
-    alpha = traj["normalized_smoothed_margin"][late]
+    alpha = traj[name][late]
     falls = np.max(np.maximum.accumulate(alpha) - alpha) / np.max(np.abs(alpha))
     bound = max(traj.config["rtol"], 100 * eps_of(traj))
-    source = "Lyu and Li, Theorem 4.1"
-    return near("fall of the smoothed margin", falls, 0.0, bound, source)
+    return near(check, falls, 0.0, bound, source)
 
 
 def _euler(traj):
@@ -118,13 +130,14 @@ def _sandwich(traj):
 
 
 def _balance(traj):
+    """d |W_k|^2 / dt is the degree in layer k times a factor common to all layers."""
     degrees = traj.config["layer_degrees"]
-    if "layer_norm" not in traj or len(degrees) < 2:
+    if "layer_norm" not in traj or len(degrees) < 2 or None in degrees:
         return None
-    if any(d is None or d == 0 for d in degrees):
-        return None
-    squares = traj["layer_norm"] ** 2 / np.array(degrees)
-    gaps = squares - squares[:, :1]
+    squares, degrees = traj["layer_norm"] ** 2, np.array(degrees)
+    first = np.argmax(degrees > 0)
+    ratios = degrees / (degrees[first] or 1)
+    gaps = squares - ratios * squares[:, first : first + 1]
     drift = np.max(np.abs(gaps - gaps[0])) / np.max(squares)
     bound = max(10 * traj.config["rtol"], 1e3 * eps_of(traj))
     source = "Du, Hu and Lee 2018; Theory III, Section 11.1.1"
@@ -148,6 +161,7 @@ _CHECKS: list[Callable] = [
     _clock,
     _rounding,
     _monotone,
+    _monotone_by_layers,
     _norm_growth,
     _euler,
     _sandwich,

@@ -84,5 +84,5 @@ def after_separation(traj) -> np.ndarray:
 
 
 def eps_of(traj) -> float:
-    """Machine precision of the run."""
-    return float(np.finfo(traj.config["dtype"]).eps)
+    """Relative rounding of the run: that of the lowest precision in the model."""
+    return traj.config.get("rounding", float(np.finfo(traj.config["dtype"]).eps))

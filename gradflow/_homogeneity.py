@@ -11,9 +11,13 @@ import jax.numpy as jnp
 _EXAMPLES = 32  # Euler's identity is tested on this many examples.
 
 
-def check_degree(outputs, theta, x, declared: float | int | None) -> float:
-    """Returns the degree, measured; raises if there is none or `declared` is wrong."""
-    degree, residual, tol = _measure(_probe(outputs, theta, x), jnp.ones_like(theta))
+def check_degree(outputs, theta, x, declared: float | int | None, eps: float) -> float:
+    """Returns the degree, measured; raises if there is none or `declared` is wrong.
+
+    `eps` is the relative rounding of the outputs.
+    """
+    tol = eps**0.6
+    degree, residual = _measure(_probe(outputs, theta, x), jnp.ones_like(theta))
     if residual > tol:
         raise ValueError(
             f"`model` is not homogeneous: Euler's identity fails by {residual:.1e} "
@@ -47,16 +51,68 @@ def _check_scaling(outputs, theta, x, degree, tol):
         )
 
 
-def measured_layer_degrees(outputs, theta, x, layout) -> tuple[float | None, ...]:
-    """Degree in each trained array alone, `None` where Euler's identity fails."""
-    positions = jnp.arange(theta.size)
+def measured_layers(
+    outputs, theta, x, layout, degree: float, eps: float
+) -> tuple[tuple[tuple[int, ...], ...], tuple[float, ...]]:
+    r"""The finest partition into layers that is found, and the degree in each.
+
+    An array that has a degree alone is a layer. Of the others, those that one module
+    holds are a layer if they have a degree together, as a weight and a bias in the
+    first layer. What is left then is one more: with Euler's identity for all
+    parameters and for every other layer, it holds for the rest as well.
+    """
+    tol, degree_in = eps**0.6, _degree_in(outputs, theta, x, layout, eps)
+    found: dict[tuple[int, ...], float] = {}
+
+    def without_degree(candidates):
+        degrees = {arrays: degree_in(arrays) for arrays in candidates}
+        found.update({arrays: k for arrays, k in degrees.items() if k is not None})
+        return [j for arrays, k in degrees.items() if k is None for j in arrays]
+
+    modules: dict[str, tuple[int, ...]] = {}
+    for j in without_degree([(j,) for j in range(len(layout.names))]):
+        module = layout.names[j].rpartition(".")[0]
+        modules[module] = (*modules.get(module, ()), j)
+    if rest := without_degree(modules.values()):
+        found[tuple(sorted(rest))] = _rounded(degree - sum(found.values()), tol)
+    return tuple(sorted(found)), tuple(found[arrays] for arrays in sorted(found))
+
+
+def declared_layers(
+    outputs, theta, x, layout, layers, eps: float
+) -> tuple[tuple[tuple[int, ...], ...], tuple[float, ...]]:
+    """The partition declared by names of arrays, and the degree in each layer."""
+    names = list(layout.names)
+    if sorted(name for layer in layers for name in layer) != sorted(names):
+        raise ValueError(
+            f"`layers={layers}` must name every trained array once: {names}."
+        )
+    parts = tuple(tuple(names.index(name) for name in layer) for layer in layers)
+    degree_in = _degree_in(outputs, theta, x, layout, eps)
     degrees = []
-    probe = _probe(outputs, theta, x)
-    for start, stop in zip(layout.offsets[:-1], layout.offsets[1:]):
-        mask = ((positions >= start) & (positions < stop)).astype(theta.dtype)
-        degree, residual, tol = _measure(probe, mask)
-        degrees.append(None if residual > tol else _rounded(degree, tol))
-    return tuple(degrees)
+    for layer, arrays in zip(layers, parts):
+        degrees.append(degree_in(arrays))
+        if degrees[-1] is None:
+            raise ValueError(
+                f"`layers`: the model is not homogeneous in {list(layer)} alone. Join "
+                "them with others, or leave `layers` out to have them found."
+            )
+    return parts, tuple(degrees)
+
+
+def _degree_in(outputs, theta, x, layout, eps):
+    """The function: arrays (by number) -> degree in them together, or `None`."""
+    probe, tol, positions = _probe(outputs, theta, x), eps**0.6, jnp.arange(theta.size)
+
+    def degree_in(arrays) -> float | None:
+        inside = jnp.zeros(theta.size, bool)
+        for j in arrays:
+            start, stop = layout.offsets[j : j + 2]
+            inside |= (positions >= start) & (positions < stop)
+        degree, residual = _measure(probe, inside.astype(theta.dtype))
+        return None if residual > tol else _rounded(degree, tol)
+
+    return degree_in
 
 
 def _probe(outputs, theta, x):
@@ -84,7 +140,7 @@ def _measure(probe, mask):
     degree = float(jnp.vdot(value, radial)) / size if size > 0 else 0.0
     scale = float(jnp.linalg.norm(value)) * max(1.0, abs(degree))
     residual = float(jnp.linalg.norm(radial - degree * value)) / scale if scale else 0.0
-    return degree, residual, float(jnp.finfo(value.dtype).eps) ** 0.6
+    return degree, residual
 
 
 def _shaken(theta, seed):

@@ -121,7 +121,7 @@ def _save(settings, carry, buffers, rows):
             lambda t: measured_s(problem, interpolant.evaluate(t)[0]) - target,
             (carry.t_prev, carry.s_prev - target),
             (carry.t, carry.s - target),
-            _s_tolerance(carry.s),
+            _s_tolerance(problem, carry.s),
         )
         return _with_path(interpolant.evaluate(t), interpolant, carry.t_prev, t)
 
@@ -147,9 +147,8 @@ def _with_path(y, interpolant, t0, t1):
     return theta, quadratures.at[2].add(arc_length(interpolant, t0, t1))
 
 
-def _s_tolerance(s):
-    eps = jnp.finfo(s.dtype).eps
-    return jnp.maximum(1e-10, 16 * eps).astype(s.dtype) * (1 + jnp.abs(s))
+def _s_tolerance(problem, s):
+    return max(1e-10, 16 * problem.rounding) * (1 + jnp.abs(s))
 
 
 def _root(function, low, high, tolerance):
@@ -264,7 +263,7 @@ def _scaled_error(settings, carry, y1, s1, error, usable) -> Float[Array, ""]:
     ds = y1[1][0] - carry.y[1][0]
     drift = jnp.abs((s1 - carry.s) - ds)
     # Of a forward pass; in float64 far below any tolerance.
-    rounding = 64 * jnp.finfo(size.dtype).eps * jnp.abs(s1)
+    rounding = 64 * settings.flow.problem.rounding * jnp.abs(s1)
     scaled = jnp.maximum(
         scaled, drift / (3 * settings.rtol * jnp.maximum(1, jnp.abs(ds)) + rounding)
     )

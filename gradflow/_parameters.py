@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Num, PyTree
 
 
 class Fixed(eqx.Module):
@@ -60,7 +60,7 @@ class Layout(eqx.Module):
         dtype = jnp.result_type(*self.dtypes)
         return jnp.concatenate([jnp.ravel(a).astype(dtype) for a in arrays])
 
-    def split(self, theta: Float[Array, " k"]) -> list[Array]:
+    def split(self, theta: Num[Array, " k"]) -> list[Array]:
         """The arrays inside `theta`, in order."""
         return [
             jax.lax.slice_in_dim(theta, start, start + math.prod(shape)).reshape(shape)

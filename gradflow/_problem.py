@@ -1,7 +1,7 @@
 """A classification problem: model, data and loss as functions of flat parameters."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Num, PyTree
 
-from ._homogeneity import check_degree, measured_layer_degrees
+from ._homogeneity import check_degree, declared_layers, measured_layers
 from ._losses import AbstractLoss, CrossEntropy, Logistic
 from ._parameters import Fixed, Layout
+from .models.precision import InPrecision
 
 
 class Problem(eqx.Module):
@@ -37,17 +38,25 @@ class Problem(eqx.Module):
         Measured by Euler's identity when not given, checked when given.
     - `homogeneous`: pass `False` for a model that is not homogeneous; `degree` is then
         `None` and quantities that need it are absent.
+    - `layers`: the partition of the trained arrays into layers, each a list of names
+        in `layout.names`. Found from the model when not given: an array in which the
+        model is homogeneous alone is a layer, and so are arrays in which it is
+        homogeneous only together, as a weight and a bias in the first layer.
     - `trainable`: which leaves of `model` are trained; `gf.models.Fixed` never is.
     - `batch_size`: evaluate the risk over so many examples at a time, which bounds the
         memory; results agree with the whole batch to rounding. All at once by default.
     - `one_class`: allow labels that are all the same, usually a mistake.
 
     **Attributes:** `theta` (initial parameters), `x`, `y`, `loss`, `degree`,
-    `layer_degrees` (degree in each trained array separately, or `None` where the model
-    is not homogeneous in it), `layout` (names, shapes and offsets of the arrays).
+    `layout` (names, shapes and offsets of the trained arrays), `layers` (for each layer
+    the numbers of its arrays), `layer_degrees` $(k_1, \dots, k_m)$ (degree in each
+    layer alone; they sum to `degree`). A model that is not homogeneous has one layer
+    for each array, without degrees (`None`).
 
-    **Raises:** `ValueError` for inconsistent data, labels or degree, each naming the
-    argument, the value and the remedy.
+    **Raises:** `ValueError` for inconsistent data, labels, degree or layers, each
+    naming the argument, the value and the remedy.
+
+    **Source:** for layers and their degrees Lyu and Li, Section 4 and Appendix H.
     """
 
     theta: Float[Array, " k"]
@@ -57,6 +66,7 @@ class Problem(eqx.Module):
     loss: AbstractLoss
     layout: Layout
     degree: float | None = eqx.field(static=True)
+    layers: tuple[tuple[int, ...], ...] = eqx.field(static=True)
     layer_degrees: tuple[float | None, ...] = eqx.field(static=True)
     batch_size: int | None = eqx.field(static=True)
 
@@ -69,6 +79,7 @@ class Problem(eqx.Module):
         loss: Any = None,
         degree: float | int | None = None,
         homogeneous: bool = True,
+        layers: Sequence[Sequence[str]] | None = None,
         trainable: Callable[[Any], bool] = eqx.is_inexact_array,
         batch_size: int | None = None,
         one_class: bool = False,
@@ -99,18 +110,25 @@ class Problem(eqx.Module):
         self.y = loss.labels(y, output, self.theta.dtype)
         self.batch_size = None if batch_size is None else min(batch_size, len(x))
         if homogeneous:
-            self.degree = check_degree(self._outputs_of, self.theta, x, degree)
-            self.layer_degrees = measured_layer_degrees(
-                self._outputs_of, self.theta, x, self.layout
+            self.degree = check_degree(
+                self._outputs_of, self.theta, x, degree, self.rounding
+            )
+            probed = self._outputs_of, self.theta, x, self.layout
+            self.layers, self.layer_degrees = (
+                measured_layers(*probed, self.degree, self.rounding)
+                if layers is None
+                else declared_layers(*probed, layers, self.rounding)
             )
         else:
-            if degree is not None:
+            if degree is not None or layers is not None:
+                given = "layers" if degree is None else f"degree={degree}"
                 raise ValueError(
-                    f"`degree={degree}` was given with `homogeneous=False`: leave one "
-                    "of them out."
+                    f"`{given}` was given with `homogeneous=False`: leave one of them "
+                    "out."
                 )
             self.degree = None
-            self.layer_degrees = (None,) * len(self.layout.names)
+            self.layers = tuple((j,) for j in range(len(self.layout.names)))
+            self.layer_degrees = (None,) * len(self.layers)
 
     @property
     def n(self) -> int:
@@ -122,6 +140,16 @@ class Problem(eqx.Module):
         """Number of trained parameters."""
         return self.theta.shape[0]
 
+    @property
+    def rounding(self) -> float:
+        """Relative rounding of the margins: the machine precision of the parameters'
+        dtype, or of the lowest `gf.models.InPrecision` inside the model."""
+        modules = jax.tree.leaves(
+            self.frozen, is_leaf=lambda leaf: isinstance(leaf, InPrecision)
+        )
+        lower = [m.dtype for m in modules if isinstance(m, InPrecision)]
+        return max(float(jnp.finfo(d).eps) for d in (self.theta.dtype, *lower))
+
     def model(self, theta: Float[Array, " k"]) -> Any:
         """The module with parameters `theta`."""
         return eqx.combine(
@@ -129,6 +157,17 @@ class Problem(eqx.Module):
             self.frozen,
             is_leaf=lambda leaf: isinstance(leaf, Fixed),
         )
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """The names of each layer's arrays, joined by " + "."""
+        names = self.layout.names
+        return tuple(" + ".join(names[j] for j in layer) for layer in self.layers)
+
+    def split_layers(self, theta: Num[Array, " k"]) -> list[Num[Array, " _"]]:
+        """The parameters of each layer in `theta`, one flat vector for each."""
+        arrays = [jnp.ravel(array) for array in self.layout.split(theta)]
+        return [jnp.concatenate([arrays[j] for j in layer]) for layer in self.layers]
 
     def theta_of(self, model: Any) -> Float[Array, " k"]:
         """The flat parameters of a module built like this problem's model."""

@@ -34,8 +34,7 @@ def _watch_stall(settings: Settings, carry: Carry, keep: Bool[Array, ""]) -> Car
     Motion counts relative to the larger of the present and the first norm: a flow that
     dies at zero weights goes on shrinking them by factors.
     """
-    eps = jnp.finfo(carry.s.dtype).eps
-    tolerance = jnp.maximum(1e-8, 64 * eps).astype(carry.s.dtype)
+    tolerance = max(1e-8, 64 * settings.flow.problem.rounding)
     gained = carry.s > carry.stall_s + tolerance * (1 + jnp.abs(carry.stall_s))
     theta, first = carry.y[0], settings.flow.problem.theta
     size = jnp.maximum(jnp.linalg.norm(theta), jnp.linalg.norm(first))

@@ -123,10 +123,11 @@ def test_small_network_is_homogeneous_in_all_and_in_each_layer():
     eps = 0.2
     model = small_cnn(M.MaxPool(2, eps=eps), M.SmoothReLU(eps), KEY)
     x = small_images((12, 12, 2))
-    # The first layer counts as one with its bias, so neither array has a degree alone.
+    # The first layer counts as one with its bias, which together have a degree.
     problem = gf.Problem(model, x, jnp.arange(3))
     assert problem.degree == 3
-    assert problem.layer_degrees == (None, None, 1, 1)
+    assert problem.layers == ((0, 1), (2,), (3,))
+    assert problem.layer_degrees == (1, 1, 1)
     unbiased = eqx.tree_at(lambda m: m.layers[0].bias, model, None)
     check_degrees(unbiased, 3, (1, 1, 1), x, examples=3)
 

@@ -22,17 +22,60 @@ def vectors(n=8, d=6):
     return x, jnp.where(x[:, 0] > 0, 1.0, -1.0)
 
 
+def cubic(theta, x):
+    """Of degree 3: x in two quadratic features, times the last parameter."""
+    return theta[4] * (theta[0] * x[0] * theta[1] + theta[2] * x[1] * theta[3])
+
+
+# Every dense model that the papers name, and options; whether it is homogeneous.
 DENSE = {
-    "patches": lambda: M.DisjointPatches(3, 2, 4, SMOOTH, key=KEY),
-    "weight_norm": lambda: M.Sequential(
-        (M.WeightNorm(M.Dense(6, 8, key=KEY)), SMOOTH, M.Dense(8, 1, key=KEY))
+    "linear": (lambda: M.Linear(6), True),
+    "deep_linear": (lambda: M.DeepLinear((6, 4, 4, 1), key=KEY), True),
+    "mlp": (lambda: M.MLP((6, 5, 5, 1), SMOOTH, key=KEY), True),
+    "squared_relu": (lambda: M.TwoLayer(6, 8, key=KEY), True),
+    "mean_field": (
+        lambda: M.TwoLayer(6, 8, SMOOTH, key=KEY, train_outer=True, mean_field=True),
+        True,
+    ),
+    "tangent": (lambda: M.Tangent(M.TwoLayer(6, 8, key=KEY), 0.5), True),
+    "linearized": (lambda: M.Linearized(M.TwoLayer(6, 8, key=KEY)), False),
+    "diagonal": (lambda: M.Diagonal(6, 3, key=KEY), True),
+    "sparse_shared": (
+        lambda: M.SparseShared(
+            [jnp.arange(24).reshape(4, 6) % 7, jnp.array([[1, 2, 0, 1]])],
+            M.SmoothLeakyReLU(0.1, 0.2),  # With ReLU an example may lose all neurons.
+            key=KEY,
+        ),
+        True,
+    ),
+    "patches": (lambda: M.DisjointPatches(3, 2, 4, SMOOTH, key=KEY), True),
+    "homogeneous": (lambda: M.Homogeneous(cubic, 3, jnp.ones(5)), True),
+    "weight_norm": (
+        lambda: M.Sequential(
+            (M.WeightNorm(M.Dense(6, 8, key=KEY)), SMOOTH, M.Dense(8, 1, key=KEY))
+        ),
+        True,
     ),
 }
 
 
 @pytest.mark.parametrize("name", DENSE)
 def test_dense_families(name):
-    _, traj = flow(DENSE[name](), *vectors())
+    make, homogeneous = DENSE[name]
+    _, traj = flow(make(), *vectors(), homogeneous=homogeneous)
+    assert traj.certificate().passed, str(traj.certificate())
+    assert ("euler_residual" in traj) == homogeneous
+
+
+def test_lyu_and_li_network_with_bias_in_the_first_layer():
+    # Smoothed: exact kinks of activations and pooling cost the clock 0.26 by s = 5.
+    pool = M.MaxPool(2, eps=0.1)
+    model = M.LyuLiCNN(SMOOTH, pool, widths=(3, 4, 8), key=KEY)
+    x = jax.random.uniform(KEY, (4, 28, 28))
+    problem = gf.Problem(model, x, jnp.arange(4) % 2)
+    assert problem.layer_degrees == (1, 1, 1, 1)
+    solver = gf.solvers.RKC2()
+    traj = gf.integrate(problem, to=5.0, rtol=1e-3, saveat=3, solver=solver)
     assert traj.certificate().passed, str(traj.certificate())
 
 
@@ -41,15 +84,43 @@ def test_convolutional_network():
     k = jax.random.split(KEY, 2)
     model = M.Sequential(
         (
-            M.Conv(1, 3, 3, padding="SAME", key=k[0]),
+            M.Conv(1, 3, 3, padding="SAME", bias=True, key=k[0]),
             M.MaxPool(2, eps=0.1),
             SMOOTH,
             M.Flatten(),
             M.Dense(48, 3, key=k[1]),
         )
     )
-    _, traj = flow(model, x, jnp.arange(6) % 3)
-    assert traj.certificate().passed, str(traj.certificate())
+    problem, traj = flow(model, x, jnp.arange(6) % 3)
+    certificate = traj.certificate()
+    assert certificate.passed, str(certificate)
+    # The bias counts as a weight of the first layer, in norms, balance and margins.
+    assert problem.layer_names == (
+        "layers[0].weight + layers[0].bias",
+        "layers[4].weight",
+    )
+    conv, dense = traj.model.layers[0], traj.model.layers[4]
+    norms = [np.hypot(norm(conv.weight), norm(conv.bias)), norm(dense.weight)]
+    assert norm(conv.bias) > 1e-2 * norms[0]
+    np.testing.assert_allclose(traj["layer_norm"][-1], norms, rtol=1e-12)
+    np.testing.assert_allclose(
+        traj["layer_normalized_margins"][-1],
+        traj["margins"][-1] / (norms[0] * norms[1]),
+        rtol=1e-12,
+    )
+    names = [row.name for row in certificate.rows]
+    assert "balance of layers" in names and "fall of the layerwise margin" in names
+    # Without the bias the balance is lost by more than the certificate allows.
+    weight = np.sum(conv.weight**2) - norms[1] ** 2
+    start = np.subtract(*traj["layer_norm"][0] ** 2)
+    assert (
+        abs(weight - start)
+        > 10 * certificate["balance of layers"].value * norms[1] ** 2
+    )
+
+
+def norm(array):
+    return float(jnp.linalg.norm(jnp.ravel(array)))
 
 
 def test_skip_connection_margin_falls_to_one_half():
@@ -110,3 +181,25 @@ def test_low_precision_network_keeps_margins_to_its_rounding():
         assert b.dtype == jnp.float64
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
         assert not np.array_equal(a, b)
+
+
+def test_flow_of_a_float32_network_with_float64_margins_and_state():
+    x, y = gf.datasets.iris()
+    base = M.MLP((5, 8, 8, 1), M.SmoothReLU(1e-2), key=jax.random.key(0))
+    exact, mixed = (
+        gf.integrate(gf.Problem(model, x, y), to=1000.0, rtol=1e-4, saveat=10)
+        for model in (base, M.InPrecision(base, jnp.float32))
+    )
+    assert mixed.theta.dtype == jnp.float64
+    certificate = mixed.certificate()
+    assert certificate.passed, str(certificate)
+    # It speaks of float32: at s = 1000 margins are rounded to 1.2e-4.
+    rounding = 1000 * float(np.finfo(np.float32).eps)
+    np.testing.assert_allclose(
+        certificate["rounding of the margins"].value, rounding, rtol=1e-6
+    )
+    got, want = (t["normalized_margins"][-1] for t in (mixed, exact))
+    assert not np.array_equal(got, want)
+    # s fixes the least margin up to rounding; the others may differ by the tolerance.
+    np.testing.assert_allclose(got.min(), want.min(), rtol=1e-5)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-3 * want.min())

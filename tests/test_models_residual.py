@@ -50,7 +50,7 @@ def test_normalised_layers_are_of_degree_zero():
     batch = eqx.tree_at(lambda m: m.layers[1].bias, batch, 0.3 * jnp.ones(5))
     problem = gf.Problem(batch, x, jnp.where(x[:, 0] > 0, 1.0, -1.0))
     assert problem.degree == 2
-    assert problem.layer_degrees == (0, None, None, 1)
+    assert problem.layer_degrees == (0, 1, 1)
     weight = M.Sequential(
         (M.WeightNorm(M.Dense(4, 5, key=k[0])), activation, M.Dense(5, 1, key=k[1]))
     )

@@ -67,6 +67,50 @@ def test_degree_is_measured_and_layers_too():
     assert problem.k == 15  # The output signs are not trained.
 
 
+class Skip(eqx.Module):
+    """Of degree 2; in the first weight and `u` only together, in no common module."""
+
+    first: gf.models.Dense
+    u: jax.Array
+    last: gf.models.Dense
+
+    def __call__(self, x):
+        hidden = jax.nn.relu(self.first.weight @ x) + self.u * x[0]
+        return (self.last.weight @ hidden)[0]
+
+
+def _skip():
+    key = jax.random.split(jax.random.key(4))
+    first = gf.models.Dense(3, 4, key=key[0])
+    return Skip(first, jnp.arange(1.0, 5.0), gf.models.Dense(4, 1, key=key[1]))
+
+
+def test_layers_are_arrays_or_what_has_a_degree_only_together():
+    x, y = separable()
+    problem = gf.Problem(_skip(), x, y)
+    assert problem.layout.names == ("first.weight", "u", "last.weight")
+    assert problem.layers == ((0, 1), (2,))
+    assert problem.layer_degrees == (1, 1)
+    assert problem.layer_names == ("first.weight + u", "last.weight")
+    first, last = problem.split_layers(problem.theta)
+    np.testing.assert_array_equal(first, problem.theta[:16])
+    np.testing.assert_array_equal(last, problem.theta[16:])
+
+
+def test_declared_layers():
+    x, y = separable()
+    model = _network(widths=(3, 4, 2, 1))
+    names = [f"layers[{j}].weight" for j in range(3)]
+    problem = gf.Problem(model, x, y, layers=[[names[1], names[2]], [names[0]]])
+    assert problem.layers == ((1, 2), (0,)) and problem.layer_degrees == (2, 1)
+    with pytest.raises(ValueError, match="every trained array once"):
+        gf.Problem(model, x, y, layers=[names[:2]])
+    with pytest.raises(ValueError, match=r"homogeneous in \['first.weight'\] alone"):
+        gf.Problem(_skip(), x, y, layers=[["first.weight"], ["u"], ["last.weight"]])
+    with pytest.raises(ValueError, match="`layers` was given with"):
+        gf.Problem(model, x, y, layers=[names], homogeneous=False)
+
+
 def test_parameters_survive_the_round_trip():
     x, y = separable()
     problem = gf.Problem(_network(), x, y)

@@ -113,11 +113,10 @@ def kkt(
     equally well in favour of a small $\delta$.
 
     With `multi_homogeneous` the margin is normalised by $\prod\rho_b^{k_b}$ over the
-    blocks of parameters (Appendix H), so the problem is to minimise
+    layers of the problem (Appendix H), so the problem is to minimise
     $\tfrac12\prod\lVert v_b\rVert^{2k_b/L}$ under the same constraints. It does not
     depend on how the norm is shared; the point $\hat\theta$ shares it equally. For one
-    block it is (P). Each array that the model is homogeneous in is a block; the
-    others (say, a first layer's weight and bias) form one together.
+    layer it is (P).
 
     **Arguments:**
 
@@ -196,11 +195,12 @@ def _geometry(problem, theta, smallest, multi_homogeneous) -> _Geometry:
     degrees = [total]
     parts = [np.arange(problem.k)]
     if multi_homogeneous:
-        parts, degrees = _blocks(problem)
+        parts = [np.asarray(p) for p in problem.split_layers(jnp.arange(problem.k))]
+        degrees = problem.layer_degrees
     norms = [float(np.linalg.norm(theta[part])) for part in parts]
     if min(norms) == 0:
-        raise ValueError("`model` has a block of parameters that are all zero.")
-    # The margin at unit block norms, whose power gives the common norm.
+        raise ValueError("`model` has a layer that is all zero.")
+    # The margin at unit layer norms, whose power gives the common norm.
     unit_margin = smallest * math.prod(r**-k for r, k in zip(norms, degrees))
     common = unit_margin ** (-1 / total)
     scale, share = np.empty_like(theta), np.empty_like(theta)
@@ -209,22 +209,6 @@ def _geometry(problem, theta, smallest, multi_homogeneous) -> _Geometry:
         share[part] = degree / total
     at = theta * scale
     return _Geometry(at, at * share, 1 / (smallest * scale))
-
-
-def _blocks(problem):
-    starts, stops = problem.layout.offsets[:-1], problem.layout.offsets[1:]
-    parts, degrees, rest = [], [], []
-    for start, stop, degree in zip(starts, stops, problem.layer_degrees):
-        if degree is None:
-            rest.append(np.arange(start, stop))
-        else:
-            parts.append(np.arange(start, stop))
-            degrees.append(degree)
-    if rest:
-        # By Euler's identity the arrays left over are homogeneous together.
-        parts.append(np.concatenate(rest))
-        degrees.append(need_degree(problem, "kkt") - sum(degrees))
-    return parts, degrees
 
 
 def _candidates(weight, threshold, max_rows):

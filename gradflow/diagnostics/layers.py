@@ -11,11 +11,11 @@ from .common import point, theta_of
 
 
 class Layers(eqx.Module):
-    r"""Each trained array of a model by itself; see `layers`.
+    r"""Each layer of a model by itself; see `layers`.
 
-    **Attributes:** all tuples and axes run over the trained arrays, `names`.
+    **Attributes:** all tuples and axes run over the problem's layers, `names`.
 
-    - `degrees`: degree of homogeneity in each array alone, or `None`.
+    - `degrees`: degree of homogeneity in each layer alone, or `None`.
     - `norms`: $\lVert W_k\rVert$ (Frobenius).
     - `shares`: $\lVert W_k\rVert/\rho$; `gradient_shares`: $\lVert G_k\rVert/\lVert
         G\rVert$. Their limits agree (Lemma E.1).
@@ -23,28 +23,28 @@ class Layers(eqx.Module):
         tends to 1 where the share does not vanish (Lemma E.1).
     - `misalignment`: one minus that, without cancellation.
     - `balance`: $\lVert W_k\rVert^2/d_k$, NaN where there is no degree $d_k$;
-        differences between arrays are constant along the flow.
+        differences between layers are constant along the flow.
     - `balance_drift`: largest change of such a difference since `initial`, NaN without.
-    - `singular_values`: of each matrix, `None` for other arrays.
-    - `rank_one_residual`: $(\sum_{i\ge2}\sigma_i^2)^{1/2}/\lVert W_k\rVert$, NaN where
-        there is no matrix.
+    - `singular_values`: of each layer that is one matrix, `None` for others.
+    - `rank_one_residual`: $(\sum_{i\ge2}\sigma_i^2)^{1/2}/\lVert W_k\rVert$, NaN for
+        others.
     """
 
     names: tuple[str, ...]
     degrees: tuple[float | None, ...]
-    norms: Float[np.ndarray, " arrays"]
-    shares: Float[np.ndarray, " arrays"]
-    gradient_shares: Float[np.ndarray, " arrays"]
-    alignment: Float[np.ndarray, " arrays"]
-    misalignment: Float[np.ndarray, " arrays"]
-    balance: Float[np.ndarray, " arrays"]
+    norms: Float[np.ndarray, " layers"]
+    shares: Float[np.ndarray, " layers"]
+    gradient_shares: Float[np.ndarray, " layers"]
+    alignment: Float[np.ndarray, " layers"]
+    misalignment: Float[np.ndarray, " layers"]
+    balance: Float[np.ndarray, " layers"]
     balance_drift: float
     singular_values: tuple[np.ndarray | None, ...]
-    rank_one_residual: Float[np.ndarray, " arrays"]
+    rank_one_residual: Float[np.ndarray, " layers"]
 
 
 def layers(problem: Problem, model: Any, *, initial: Any = None) -> Layers:
-    r"""Norms, balance, rank and alignment of each trained array.
+    r"""Norms, balance, rank and alignment of each layer.
 
     If the margins are homogeneous of degree $d_k$ in $W_k$ alone, then
     $\tfrac{d}{dt}\lVert W_k\rVert^2 = 2 d_k \sum_i -\ell'(p_i)p_i$, whose sum does not
@@ -60,22 +60,24 @@ def layers(problem: Problem, model: Any, *, initial: Any = None) -> Layers:
     """
     theta = theta_of(problem, model)
     snap = point(problem, theta)
-    arrays = _arrays(problem, theta)
-    gradients = _arrays(problem, snap.direction)
-    norms = np.array([np.linalg.norm(a) for a in arrays])
+    parts = _layers(problem, theta)
+    gradients = _layers(problem, snap.direction)
+    norms = np.array([np.linalg.norm(a) for a in parts])
     gradient_norms = np.array([np.linalg.norm(g) for g in gradients])
-    inner = np.array([np.vdot(a, g) for a, g in zip(arrays, gradients)])
+    inner = np.array([np.vdot(a, g) for a, g in zip(parts, gradients)])
     with np.errstate(invalid="ignore", divide="ignore"):
         alignment = inner / (norms * gradient_norms)
         apart = [
             np.linalg.norm(a / r - g / c)
-            for a, g, r, c in zip(arrays, gradients, norms, gradient_norms)
+            for a, g, r, c in zip(parts, gradients, norms, gradient_norms)
         ]
+    arrays = _arrays(problem, theta)
+    matrices = [arrays[j[0]] if len(j) == 1 else np.zeros(0) for j in problem.layers]
     singular = tuple(
-        np.linalg.svd(a, compute_uv=False) if a.ndim == 2 else None for a in arrays
+        np.linalg.svd(a, compute_uv=False) if a.ndim == 2 else None for a in matrices
     )
     return Layers(
-        names=problem.layout.names,
+        names=problem.layer_names,
         degrees=problem.layer_degrees,
         norms=norms,
         shares=norms / np.linalg.norm(norms),
@@ -83,8 +85,8 @@ def layers(problem: Problem, model: Any, *, initial: Any = None) -> Layers:
         alignment=alignment,
         # For unit vectors 1 - <u, v> = |u - v|^2 / 2.
         misalignment=np.array(apart) ** 2 / 2,
-        balance=_balance(problem, arrays),
-        balance_drift=_balance_drift(problem, arrays, initial),
+        balance=_balance(problem, parts),
+        balance_drift=_balance_drift(problem, parts, initial),
         singular_values=singular,
         rank_one_residual=np.array([_rank_one_residual(v) for v in singular]),
     )
@@ -209,6 +211,10 @@ def _arrays(problem, theta) -> list[np.ndarray]:
     return [np.asarray(a, np.float64) for a in problem.layout.split(theta)]
 
 
+def _layers(problem, theta) -> list[np.ndarray]:
+    return [np.asarray(a, np.float64) for a in problem.split_layers(theta)]
+
+
 def _matrices(problem, theta):
     arrays = _arrays(problem, theta)
     shapes = [a.shape for a in arrays]
@@ -227,18 +233,18 @@ def _gram_differences(matrices):
     return [b.T @ b - a @ a.T for a, b in zip(matrices, matrices[1:])]
 
 
-def _balance(problem, arrays):
+def _balance(problem, parts):
     degrees = np.array([np.nan if d is None else d for d in problem.layer_degrees])
     with np.errstate(divide="ignore", invalid="ignore"):
-        balance = np.array([np.sum(a**2) for a in arrays]) / degrees
+        balance = np.array([np.sum(a**2) for a in parts]) / degrees
     return np.where(np.isfinite(balance), balance, np.nan)
 
 
-def _balance_drift(problem, arrays, initial):
+def _balance_drift(problem, parts, initial):
     if initial is None:
         return float("nan")
-    start = _balance(problem, _arrays(problem, theta_of(problem, initial)))
-    change = _balance(problem, arrays) - start
+    start = _balance(problem, _layers(problem, theta_of(problem, initial)))
+    change = _balance(problem, parts) - start
     change = change[np.isfinite(change)]
     return float(np.ptp(change)) if len(change) else float("nan")
 

@@ -26,9 +26,18 @@ QUANTITIES: dict[str, Quantity] = {
     "min_normalized_margin": Quantity((), "1", "least normalised margin"),
     "smoothed_margin": Quantity((), "1", "smoothed margin alpha = l^{-1}(L)"),
     "normalized_smoothed_margin": Quantity((), "1", "alpha / rho^L"),
+    "layer_normalized_margins": Quantity(
+        ("example",), "1", "margin over the product of layer norms to their degrees"
+    ),
+    "min_layer_normalized_margin": Quantity(
+        (), "1", "least margin normalised by layer norms"
+    ),
+    "layer_normalized_smoothed_margin": Quantity(
+        (), "1", "alpha over the product of layer norms to their degrees"
+    ),
     "beta": Quantity((), "1", "beta = <theta, grad alpha> / L"),
     "rho": Quantity((), "1", "parameter norm rho"),
-    "layer_norm": Quantity(("layer",), "1", "norm of each trained array"),
+    "layer_norm": Quantity(("layer",), "1", "norm of each layer"),
     "alignment": Quantity((), "1", "cosine of theta and -grad L"),
     "misalignment": Quantity((), "1", "1 - alignment, without cancellation"),
     "j_potential": Quantity((), "1", "J = |grad alpha|^2 / rho^(2L-2)"),
@@ -55,6 +64,7 @@ QUANTITIES: dict[str, Quantity] = {
 def standard(snap: Snapshot) -> dict[str, Array]:
     """All standard quantities at one point, by name.
 
+    Margins normalised layer by layer are there for models of more than one layer.
     Those that need homogeneity are absent when `problem.degree` is `None`; margins are
     then normalised by the median non-negative margin (Ji and Telgarsky, Appendix A)
     and evaluated at unit norm (Vardi et al., Section 6).
@@ -79,11 +89,10 @@ def _geometry(snap: Snapshot) -> dict[str, Array]:
     radial = jnp.where(snap.rho > 0, snap.radial / rho, 0)
     log_n = jnp.log(snap.problem.n).astype(snap.rho.dtype)
     slope = smoothed_margin_slope(snap)
-    layers = snap.problem.layout.split(snap.theta)
     return {
         "margins": snap.margins,
         "rho": snap.rho,
-        "layer_norm": jnp.stack([jnp.linalg.norm(jnp.ravel(w)) for w in layers]),
+        "layer_norm": layer_norms(snap),
         "smoothed_margin": snap.problem.loss.inverse(snap.log_risk),
         "alignment": cosine,
         "misalignment": misalignment,
@@ -104,6 +113,28 @@ def spherical_norm(snap: Snapshot) -> Array:
     return jnp.linalg.norm(snap.direction - (snap.radial / rho2) * snap.theta)
 
 
+def layer_norms(snap: Snapshot) -> Array:
+    r"""$\lVert W_k\rVert$ of each layer $k$ in `problem.layers`, shape `(layers,)`."""
+    layers = snap.problem.split_layers(snap.theta)
+    return jnp.stack([jnp.linalg.norm(w) for w in layers])
+
+
+def _multi_homogeneous(snap: Snapshot) -> dict[str, Array]:
+    r"""Margins over $\prod_k\lVert W_k\rVert^{d_k}$ (Lyu and Li, Equation (4)), and
+    the smoothed margin over the same, which never falls late (Lemma H.2)."""
+    norms, degrees = layer_norms(snap), snap.problem.layer_degrees
+    if len(degrees) < 2:
+        return {}
+    scale = jnp.prod(norms ** jnp.array(degrees, norms.dtype))
+    margins = snap.margins / scale
+    return {
+        "layer_normalized_margins": margins,
+        "min_layer_normalized_margin": jnp.min(margins),
+        "layer_normalized_smoothed_margin": snap.problem.loss.inverse(snap.log_risk)
+        / scale,
+    }
+
+
 def _homogeneous(snap: Snapshot) -> dict[str, Array]:
     degree = snap.problem.degree
     assert degree is not None
@@ -120,6 +151,7 @@ def _homogeneous(snap: Snapshot) -> dict[str, Array]:
         "j_potential": jnp.exp(2 * log_gradient - (2 * degree - 2) * jnp.log(snap.rho)),
         "euler_residual": euler_residual(snap),
         "lemma_3_4_residual": lemma_3_4_residual(snap),
+        **_multi_homogeneous(snap),
     }
 
 

@@ -87,6 +87,7 @@ class LyuLiCNN(eqx.Module):
     - `bias`: in the `"first"` layer only (which keeps the network homogeneous, the
         paper's "CNN without bias"), in `"all"` layers, or in `"none"`.
     - `activation`; `pool`, such as `MaxPool(2, eps=1e-2)`.
+    - `widths`: of the three hidden layers.
     - `key`, `scale`: He initialisation times `scale`; biases start at zero.
 
     **Attributes:** `convs` (2 `Conv`), `dense` (2 `Dense`), `activation`, `pool`.
@@ -105,18 +106,19 @@ class LyuLiCNN(eqx.Module):
         pool: MaxPool = MaxPool(2),
         *,
         bias: str = "first",
+        widths: tuple[int, int, int] = (32, 64, 1024),
         key: PRNGKeyArray,
         scale: float | int = 1.0,
     ):
         keys = jax.random.split(key, 4)
-        b = _biases(bias, 4)
+        b, (first, second, dense) = _biases(bias, 4), widths
         self.convs = (
-            Conv(1, 32, 5, padding="SAME", bias=b[0], key=keys[0], scale=scale),
-            Conv(32, 64, 3, padding="SAME", bias=b[1], key=keys[1], scale=scale),
+            Conv(1, first, 5, padding="SAME", bias=b[0], key=keys[0], scale=scale),
+            Conv(first, second, 3, padding="SAME", bias=b[1], key=keys[1], scale=scale),
         )
         self.dense = (
-            Dense(7 * 7 * 64, 1024, bias=b[2], key=keys[2], scale=scale),
-            Dense(1024, 10, bias=b[3], key=keys[3], scale=scale),
+            Dense(7 * 7 * second, dense, bias=b[2], key=keys[2], scale=scale),
+            Dense(dense, 10, bias=b[3], key=keys[3], scale=scale),
         )
         self.activation = activation
         self.pool = pool

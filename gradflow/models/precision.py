@@ -13,7 +13,8 @@ class InPrecision(eqx.Module):
     Parameters are rounded to `dtype` at each evaluation, and so are gradients on the
     way back; margins, risk and the solver's state stay in the parameters' precision.
     Rounding makes margins noisy: an error of `eps` times the margin, which at risk
-    $e^{-s}$ is an error of about `eps * s` in $s$.
+    $e^{-s}$ is an error of about `eps * s` in $s$. `Problem.rounding` is that `eps`,
+    and steps and certificates allow for it.
 
     **Arguments:**
 

@@ -130,18 +130,19 @@ def layer_optimality(
     The whole model is first moved to the KKT point next to it, as in
     `local_optimality`.
 
-    **Arguments:** as `local_optimality`; `layer`: number or name in `problem.layout`.
+    **Arguments:** as `local_optimality`; `layer`: number, or name in
+    `problem.layer_names`.
 
     **Raises:** `ValueError` as there, or for a layer that does not exist.
 
     **Source:** Vardi, Shamir and Srebro, Problem (3), Theorems 5.2 to 5.4.
     """
-    names = problem.layout.names
+    names = problem.layer_names
     if isinstance(layer, str) and layer in names:
         layer = names.index(layer)
     if not isinstance(layer, int) or not 0 <= layer < len(names):
         raise ValueError(
-            f"`layer={layer!r}` is not a trained array: give a number below "
+            f"`layer={layer!r}` is not a layer: give a number below "
             f"{len(names)} or one of {', '.join(names)}."
         )
     theta = _scaled(problem, model)

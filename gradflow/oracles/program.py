@@ -35,9 +35,8 @@ class MarginProgram(eqx.Module):
 
     @staticmethod
     def layer(problem: Problem, theta, number: int) -> "MarginProgram":
-        """Problem (3) of Vardi et al.: one trained array, the others as in `theta`."""
-        start, stop = problem.layout.offsets[number : number + 2]
-        index = jnp.arange(start, stop)
+        """Problem (3) of Vardi et al.: one layer, the others as in `theta`."""
+        index = problem.split_layers(jnp.arange(problem.k))[number]
         return MarginProgram(problem, theta, index, problem.layer_degrees[number])
 
     def fill(self, u: Float[Array, " u"]) -> Float[Array, " k"]:
