@@ -103,26 +103,38 @@ class DeflatedRKC2(diffrax.AbstractAdaptiveSolver):
             made_jump, lambda: field(t0, y), lambda: solver_state.slope
         )
         jacobian = solver_state.jacobian
-        stiff = _Stiff(part, jacobian.vectors, h * jacobian.values, h * slope0)
+        stiff = _Stiff.of(part, jacobian, h, slope0)
         stages, possible = stages_for(h * _SAFETY * jacobian.bound, self.max_stages)
         table = chebyshev_coefficients(stages, self.max_stages, y.dtype)
         length = jnp.asarray(t1 - t0)
 
         def stage(j, carry):
-            z, z_before = carry
+            now, before = carry
             at = jax.tree.map(lambda a: a[j], table)
             node = table.node[j - 1]
-            slope = h * field(t0 + node.astype(length.dtype) * length, y + z)
-            new = at.mu * z + at.nu * z_before
-            new = new + at.mu_slope * slope + at.gamma * h * slope0
-            return stiff.replaced(new, at.node, stiff.drift(z, slope, node)), z
+            slope = h * field(t0 + node.astype(length.dtype) * length, y + now.z)
+            slope = _Split(slope, stiff.coordinates(slope))
+            # The same combination of displacements and of their coordinates.
+            new = jax.tree.map(
+                lambda z, b, f, f0: (
+                    at.mu * z + at.nu * b + at.mu_slope * f + at.gamma * f0
+                ),
+                *(now, before, slope, stiff.slope0),
+            )
+            return stiff.replaced(new, at.node, stiff.drift(now, slope, node)), now
 
         middle_stage = middle_of(stages)
         first = table.node[1]
-        start = (stiff.replaced(first * h * slope0, first, 0.0), jnp.zeros_like(y))
+        start = jax.tree.map(lambda f: first * f, stiff.slope0)
+        start = stiff.replaced(start, first, jnp.zeros_like(start.c))
+        start = (start, jax.tree.map(jnp.zeros_like, start))
         middle, before = jax.lax.fori_loop(2, middle_stage + 1, stage, start)
-        z, _ = jax.lax.fori_loop(middle_stage + 1, stages + 1, stage, (middle, before))
-        z = stiff.replaced(z, 1.0, stiff.drift(z, h * field(t1, y + z), 1.0))
+        end, _ = jax.lax.fori_loop(
+            middle_stage + 1, stages + 1, stage, (middle, before)
+        )
+        slope = h * field(t1, y + end.z)
+        slope = _Split(slope, stiff.coordinates(slope))
+        z = stiff.replaced(end, jnp.ones_like(h), stiff.drift(end, slope, 1)).z
 
         good = possible & jnp.all(jnp.isfinite(z))
         y1 = jnp.where(good, y + z, y)
@@ -132,7 +144,7 @@ class DeflatedRKC2(diffrax.AbstractAdaptiveSolver):
         tree1 = unravel(y1)
         # y0 + x (y1 - y0) + x (1 - x) d passes through the middle stage.
         x = table.node[middle_stage]
-        d = (middle - x * (y1 - y)) / (x * (1 - x))
+        d = (middle.z - x * (y1 - y)) / (x * (1 - x))
         info = interpolation_info(unravel, y0, tree1, d[None])
         counts = solver_state.counts.add(
             evaluations=stages + 1 + jnp.asarray(made_jump, stages.dtype),
@@ -167,27 +179,37 @@ class DeflatedRKC2(diffrax.AbstractAdaptiveSolver):
         }
 
 
+class _Split(eqx.Module):
+    # A displacement or slope with its coordinates in the stiff directions.
+    z: Float[Array, " k"]
+    c: Float[Array, " r"]
+
+
 class _Stiff(eqx.Module):
-    # Over one step of length 1: everything is scaled by h.
+    # Over one step of length 1: values and slopes are multiplied by h.
     part: slice = eqx.field(static=True)
-    vectors: Float[Array, "p r"]
+    vectors: Float[Array, "r p"]
     values: Float[Array, " r"]
-    slope0: Float[Array, " k"]
+    slope0: _Split
+
+    @staticmethod
+    def of(part, jacobian: LowRankJacobian, h, slope0) -> "_Stiff":
+        vectors, slope = jacobian.vectors, h * slope0
+        split = _Split(slope, vectors @ slope[part])
+        return _Stiff(part, vectors, h * jacobian.values, split)
 
     def coordinates(self, z):
-        return self.vectors.T @ z[self.part]
+        return self.vectors @ z[self.part]
 
-    def drift(self, z, slope, node):
-        """The slope of $N$ by its value at `node`, where it has slope `slope`."""
-        change = self.coordinates(slope - self.slope0)
-        return (change - self.values * self.coordinates(z)) / node
+    def drift(self, at: _Split, slope: _Split, node):
+        """The slope of $N$ by its value at `node`."""
+        return (slope.c - self.slope0.c - self.values * at.c) / node
 
-    def replaced(self, z, node, drift):
-        """`z` with its stiff coordinates as they are at `node`."""
+    def replaced(self, at: _Split, node, drift) -> _Split:
+        """A displacement with its stiff coordinates as they are at `node`."""
         x = node * self.values
-        c = node * _phi1(x) * self.coordinates(self.slope0)
-        c = c + node**2 * _phi2(x) * drift
-        return self._changed(z, c - self.coordinates(z))
+        c = node * _phi1(x) * self.slope0.c + node**2 * _phi2(x) * drift
+        return _Split(self._changed(at.z, c - at.c), c)
 
     def filtered(self, error):
         """Errors in stiff directions die out: divided by $1 + 0.4 h|\\lambda|$, as
@@ -196,7 +218,7 @@ class _Stiff(eqx.Module):
         return self._changed(error, c / (1 - 0.4 * self.values) - c)
 
     def _changed(self, z, change):
-        return z.at[self.part].add(self.vectors @ change)
+        return z.at[self.part].add(change @ self.vectors)
 
 
 def _largest(y0: PyTree) -> slice:

@@ -27,11 +27,12 @@ class LowRankJacobian(eqx.Module):
     in Nonlinear Programming, 1970; Dennis and Schnabel, Numerical Methods for
     Unconstrained Optimization and Nonlinear Equations, Section 9.1.
 
-    **Attributes:** `vectors` (V, orthonormal columns), `values` ($\lambda$, ascending),
-    `power` (the power iteration's vector), `turn` (whose turn it is), `bound`.
+    **Attributes:** `vectors` (orthonormal rows, $V^\top$), `values` ($\lambda$,
+    ascending), `power` (the power iteration's vector), `turn` (whose turn it is),
+    `bound`.
     """
 
-    vectors: Float[Array, "k r"]
+    vectors: Float[Array, "r k"]
     values: Float[Array, " r"]
     power: Float[Array, " k"]
     turn: Int[Array, ""]
@@ -42,7 +43,7 @@ class LowRankJacobian(eqx.Module):
         """Nothing known yet: random vectors with values zero."""
         rank = min(rank, size)
         keys = jax.random.split(jax.random.key(0))
-        vectors = jnp.linalg.qr(jax.random.normal(keys[0], (size, rank), dtype))[0]
+        vectors = jnp.linalg.qr(jax.random.normal(keys[0], (size, rank), dtype))[0].T
         return LowRankJacobian(
             vectors,
             jnp.zeros(rank, dtype),
@@ -54,7 +55,7 @@ class LowRankJacobian(eqx.Module):
     @property
     def probes(self) -> int:
         """Products that an update takes."""
-        return min(3, self.vectors.shape[1])
+        return min(3, self.vectors.shape[0])
 
     def doubted(self) -> "LowRankJacobian":
         """The same with a larger bound."""
@@ -67,54 +68,69 @@ class LowRankJacobian(eqx.Module):
         v, values = self.vectors, self.values
         u = self._directions()
         # One after the other: on a CPU three times as fast as a batch.
-        images = jnp.stack([product(column) for column in u.T], axis=1)
-        missing = images - v @ (values[:, None] * (v.T @ u))
-        basis, parts = jnp.linalg.qr(jnp.concatenate([v, u, missing], axis=1))
-        rank = v.shape[1]
-        pv, pu, pm = jnp.split(parts, [rank, rank + self.probes], axis=1)
-        matrix = pv @ (values[:, None] * pv.T) + pm @ pu.T + pu @ pm.T
+        images = jnp.stack([product(direction) for direction in u])
+        missing = images - (u @ v.T * values) @ v
+        basis = _extended(v, jnp.concatenate([u, missing]))
+        rank = len(v)
+        pv, pu, pm = (basis @ rows.T for rows in (v, u, missing))
+        matrix = pv * values @ pv.T + pm @ pu.T + pu @ pm.T
         matrix = matrix - pu @ (pu.T @ pm) @ pu.T
+        # Rows of zeros last, so that they are never kept.
+        empty = jnp.linalg.norm(basis, axis=-1) < 0.5
+        matrix = matrix + jnp.diag(jnp.where(empty, 1 + jnp.max(jnp.abs(matrix)), 0))
         new, rotation = jnp.linalg.eigh((matrix + matrix.T) / 2)
-        vectors, new = basis @ rotation[:, :rank], jnp.minimum(new[:rank], 0)
-        last = missing[:, -1]
-        power = last - vectors @ (vectors.T @ last)
-        seen = jnp.maximum(_norm(last), self._turning(u, missing))
+        vectors, new = rotation[:, :rank].T @ basis, jnp.minimum(new[:rank], 0)
+        # One Newton-Schulz step, so that rounding never adds up over many updates.
+        vectors = 1.5 * vectors - 0.5 * (vectors @ vectors.T) @ vectors
+        last = missing[-1]
+        power = last - (vectors @ last) @ vectors
+        seen = jnp.maximum(jnp.linalg.norm(last), _turning(u, images, missing))
         return LowRankJacobian(
             vectors,
             new,
             # Where nothing is missing, go on from where the iteration was.
-            _unit(power + 1e-8 * self.power * _norm(last)),
+            _unit(power + 1e-8 * self.power * jnp.linalg.norm(last)),
             self.turn + 1,
             jnp.maximum(_MEMORY * self.bound, jnp.maximum(seen, -new[-1])),
         )
 
-    def _directions(self) -> Float[Array, "k probes"]:
-        columns = []
+    def _directions(self) -> Float[Array, "probes k"]:
+        rows = []
         if self.probes > 1:
-            columns.append(self.vectors[:, 0])
+            rows.append(self.vectors[0])
         if self.probes > 2:
-            columns.append(self.vectors[:, 1 + self.turn % (self.values.size - 1)])
+            rows.append(self.vectors[1 + self.turn % (self.values.size - 1)])
         power = self.power
-        for column in columns:
-            power = power - column * (column @ power)
-        return jnp.stack([*columns, _unit(power)], axis=1)
-
-    def _turning(self, u, missing) -> Float[Array, ""]:
-        # A vector of value l that has turned by an angle a is missing l a off the
-        # diagonal; with l itself damped, that acts on the rest like l a^2.
-        size = jnp.linalg.norm(missing, axis=0)[:-1]
-        value = jnp.abs(jnp.sum(u * (missing + self._image(u)), axis=0))[:-1]
-        acting = jnp.minimum(size, size**2 / jnp.where(value > 0, value, 1))
-        return jnp.max(acting, initial=0)
-
-    def _image(self, u):
-        return self.vectors @ (self.values[:, None] * (self.vectors.T @ u))
+        for row in rows:
+            power = power - row * (row @ power)
+        return jnp.stack([*rows, _unit(power)])
 
 
-def _norm(vector):
-    return jnp.linalg.norm(vector)
+def _turning(u, images, missing) -> Float[Array, ""]:
+    # A vector of value l that has turned by an angle a is missing l a off the diagonal;
+    # with l itself damped, that acts on the rest like l a^2. All but the last vector.
+    size = jnp.linalg.norm(missing, axis=-1)[:-1]
+    value = jnp.abs(jnp.sum(u * images, axis=-1))[:-1]
+    acting = jnp.minimum(size, size**2 / jnp.where(value > 0, value, 1))
+    return jnp.max(acting, initial=0)
 
 
-def _unit(vector: Float[Array, " k"]) -> Float[Array, " k"]:
-    norm = _norm(vector)
-    return vector / jnp.where(norm > 0, norm, 1)
+def _extended(v: Float[Array, "r k"], more: Float[Array, "m k"]) -> Array:
+    """`v`, with orthonormal rows, and an orthonormal basis of what `more` adds to its
+    span; rows of zeros where that is less than `more` has rows.
+
+    By products of matrices and factorisations of small ones: LAPACK's threads would
+    spin on after a factorisation of a tall matrix and slow the gradients down.
+    """
+    tolerance = 100 * jnp.finfo(v.dtype).eps
+    for _ in range(2):
+        more = _unit(more)
+        more = more - (more @ v.T) @ v
+        squares, rotation = jnp.linalg.eigh(more @ more.T)
+        more = jnp.where((squares > tolerance)[:, None], rotation.T @ more, 0)
+    return jnp.concatenate([v, _unit(more)])
+
+
+def _unit(rows: Float[Array, "... k"]) -> Float[Array, "... k"]:
+    norm = jnp.linalg.norm(rows, axis=-1, keepdims=True)
+    return rows / jnp.where(norm > 0, norm, 1)
