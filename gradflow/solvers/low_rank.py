@@ -69,11 +69,11 @@ class LowRankJacobian(eqx.Module):
         u = self._directions()
         # One after the other: on a CPU three times as fast as a batch.
         images = jnp.stack([product(direction) for direction in u])
-        missing = images - (u @ v.T * values) @ v
+        missing = images - (u @ v.T) @ (values[:, None] * v)
         basis = _extended(v, jnp.concatenate([u, missing]))
         rank = len(v)
         pv, pu, pm = (basis @ rows.T for rows in (v, u, missing))
-        matrix = pv * values @ pv.T + pm @ pu.T + pu @ pm.T
+        matrix = pv @ (values[:, None] * pv.T) + pm @ pu.T + pu @ pm.T
         matrix = matrix - pu @ (pu.T @ pm) @ pu.T
         # Rows of zeros last, so that they are never kept.
         empty = jnp.linalg.norm(basis, axis=-1) < 0.5
