@@ -172,7 +172,7 @@ def test_bad_arguments_are_named():
     x, y = separable(6, 3)
     model = gf.models.DeepLinear((3, 2, 1), key=jax.random.key(3))
     problem = gf.Problem(model, x, y)
-    with pytest.raises(ValueError, match="`layer='hidden'` is not a trained array"):
+    with pytest.raises(ValueError, match="`layer='hidden'` is not a layer"):
         gf.oracles.layer_optimality(problem, model, "hidden")
     linear = gf.Problem(gf.models.Linear(3), x, y)
     with pytest.raises(ValueError, match="has a margin of -"):

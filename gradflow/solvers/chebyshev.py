@@ -28,7 +28,28 @@ class RKC2State(eqx.Module):
     counts: Counts
 
 
-class RKC2(diffrax.AbstractAdaptiveSolver):
+class AbstractChebyshev(diffrax.AbstractAdaptiveSolver):
+    """What the Chebyshev methods of order 2 share."""
+
+    term_structure: ClassVar = diffrax.ODETerm
+    interpolation_cls: ClassVar[Callable[..., NewtonInterpolation]] = (
+        NewtonInterpolation
+    )
+
+    def order(self, terms):
+        del terms
+        return 2
+
+    def error_order(self, terms):
+        # The estimate of the paper is the local error itself, of order h^3.
+        del terms
+        return 3
+
+    def func(self, terms, t0, y0, args) -> PyTree:
+        return terms.vf(t0, y0, args)
+
+
+class RKC2(AbstractChebyshev):
     r"""Runge-Kutta-Chebyshev method of order 2, with as many stages as the step needs.
 
     Explicit and matrix-free, stable along the negative real axis up to about
@@ -54,22 +75,8 @@ class RKC2(diffrax.AbstractAdaptiveSolver):
 
     max_stages: int = 500
 
-    term_structure: ClassVar = diffrax.ODETerm
-    interpolation_cls: ClassVar[Callable[..., NewtonInterpolation]] = (
-        NewtonInterpolation
-    )
-
     def __check_init__(self):
         check_stages(self.max_stages)
-
-    def order(self, terms):
-        del terms
-        return 2
-
-    def error_order(self, terms):
-        # The estimate of the paper is the local error itself, of order h^3.
-        del terms
-        return 3
 
     def init(self, terms, t0, t1, y0, args) -> RKC2State:
         del t1
@@ -109,9 +116,6 @@ class RKC2(diffrax.AbstractAdaptiveSolver):
         state = RKC2State(slope1, spectral.followed(image), counts)
         result: Any = diffrax.RESULTS.successful  # Its type comes from untyped lineax.
         return tree1, unravel(error), info, state, result
-
-    def func(self, terms, t0, y0, args) -> PyTree:
-        return terms.vf(t0, y0, args)
 
     def rejected(self, before: RKC2State, after: RKC2State) -> RKC2State:
         """The state to go on with when the step from `before` to `after` is rejected.

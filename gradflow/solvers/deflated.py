@@ -1,7 +1,7 @@
 """Runge-Kutta-Chebyshev with the stiffest directions taken out of its way."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -9,8 +9,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from .chebyshev import chebyshev_coefficients, check_stages, middle_of, stages_for
-from .common import Counts, NewtonInterpolation, flatten, interpolation_info
+from .chebyshev import (
+    AbstractChebyshev,
+    chebyshev_coefficients,
+    check_stages,
+    middle_of,
+    stages_for,
+)
+from .common import Counts, flatten, interpolation_info
 from .low_rank import LowRankJacobian
 
 _SAFETY = 2.0
@@ -25,7 +31,7 @@ class DeflatedState(eqx.Module):
     counts: Counts
 
 
-class DeflatedRKC2(diffrax.AbstractAdaptiveSolver):
+class DeflatedRKC2(AbstractChebyshev):
     r"""`RKC2` on a system whose few stiffest directions are integrated exponentially.
 
     For gradient flows: symmetric Jacobians with a few large negative eigenvalues and
@@ -58,24 +64,10 @@ class DeflatedRKC2(diffrax.AbstractAdaptiveSolver):
     rank: int = 16
     max_stages: int = 500
 
-    term_structure: ClassVar = diffrax.ODETerm
-    interpolation_cls: ClassVar[Callable[..., NewtonInterpolation]] = (
-        NewtonInterpolation
-    )
-
     def __check_init__(self):
         check_stages(self.max_stages)
         if self.rank < 1:
             raise ValueError(f"`rank` must be at least 1; got {self.rank}.")
-
-    def order(self, terms):
-        del terms
-        return 2
-
-    def error_order(self, terms):
-        # As for RKC2 the estimate is the local error itself, of order h^3.
-        del terms
-        return 3
 
     def init(self, terms, t0, t1, y0, args) -> DeflatedState:
         del t1
@@ -155,9 +147,6 @@ class DeflatedRKC2(diffrax.AbstractAdaptiveSolver):
         )
         result: Any = diffrax.RESULTS.successful  # Its type comes from untyped lineax.
         return tree1, unravel(jnp.where(good, error, jnp.inf)), info, state, result
-
-    def func(self, terms, t0, y0, args) -> PyTree:
-        return terms.vf(t0, y0, args)
 
     def rejected(self, before: DeflatedState, after: DeflatedState) -> DeflatedState:
         """The state to go on with when the step from `before` to `after` is rejected.
