@@ -294,13 +294,14 @@ def test_choice():
     assert isinstance(gf.solvers.choose(1501), gf.solvers.DeflatedRKC2)
 
 
-def test_stabilised_and_dense_solver_agree_on_a_network():
+@pytest.mark.parametrize("solver", SOLVERS[1:], ids=ids[1:])
+def test_stabilised_and_dense_solver_agree_on_a_network(solver):
     x, y = separable(n=12, d=3)
     model = gf.models.MLP((3, 6, 1), gf.models.SmoothReLU(0.3), key=jax.random.key(0))
     problem = gf.Problem(model, x, y)
     options = {"to": 30.0, "saveat": [10.0, 30.0]}
     exact = gf.integrate(problem, solver=gf.solvers.Rodas5P(), rtol=1e-6, **options)
-    ours = gf.integrate(problem, solver=gf.solvers.RKC2(), rtol=1e-4, **options)
+    ours = gf.integrate(problem, solver=solver, rtol=1e-4, **options)
     np.testing.assert_allclose(
         ours["normalized_margins"], exact["normalized_margins"], rtol=1e-3
     )

@@ -104,3 +104,9 @@ def interpolation_info(
 ) -> dict[str, PyTree]:
     """`dense_info` for `NewtonInterpolation` from flat coefficients."""
     return {"y0": y0, "y1": y1, "d": jax.vmap(unravel)(d)}
+
+
+def unit(rows: Float[Array, "*batch k"]) -> Float[Array, "*batch k"]:
+    """Rows divided by their norms; rows of zeros as they are."""
+    norm = jnp.linalg.norm(rows, axis=-1, keepdims=True)
+    return rows / jnp.where(norm > 0, norm, 1)

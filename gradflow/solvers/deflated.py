@@ -95,7 +95,7 @@ class DeflatedRKC2(AbstractChebyshev):
             made_jump, lambda: field(t0, y), lambda: solver_state.slope
         )
         jacobian = solver_state.jacobian
-        stiff = _Stiff.of(part, jacobian, h, slope0)
+        stiff = _Stiff(part, jacobian, h, slope0)
         stages, possible = stages_for(h * _SAFETY * jacobian.bound, self.max_stages)
         table = chebyshev_coefficients(stages, self.max_stages, y.dtype)
         length = jnp.asarray(t1 - t0)
@@ -104,8 +104,8 @@ class DeflatedRKC2(AbstractChebyshev):
             now, before = carry
             at = jax.tree.map(lambda a: a[j], table)
             node = table.node[j - 1]
-            slope = h * field(t0 + node.astype(length.dtype) * length, y + now.z)
-            slope = _Split(slope, stiff.coordinates(slope))
+            slope = field(t0 + node.astype(length.dtype) * length, y + now.z)
+            slope = stiff.split(h * slope)
             # The same combination of displacements and of their coordinates.
             new = jax.tree.map(
                 lambda z, b, f, f0: (
@@ -124,8 +124,7 @@ class DeflatedRKC2(AbstractChebyshev):
         end, _ = jax.lax.fori_loop(
             middle_stage + 1, stages + 1, stage, (middle, before)
         )
-        slope = h * field(t1, y + end.z)
-        slope = _Split(slope, stiff.coordinates(slope))
+        slope = stiff.split(h * field(t1, y + end.z))
         z = stiff.replaced(end, jnp.ones_like(h), stiff.drift(end, slope, 1)).z
 
         good = possible & jnp.all(jnp.isfinite(z))
@@ -181,14 +180,13 @@ class _Stiff(eqx.Module):
     values: Float[Array, " r"]
     slope0: _Split
 
-    @staticmethod
-    def of(part, jacobian: LowRankJacobian, h, slope0) -> "_Stiff":
-        vectors, slope = jacobian.vectors, h * slope0
-        split = _Split(slope, vectors @ slope[part])
-        return _Stiff(part, vectors, h * jacobian.values, split)
+    def __init__(self, part: slice, jacobian: LowRankJacobian, h, slope0):
+        self.part = part
+        self.vectors, self.values = jacobian.vectors, h * jacobian.values
+        self.slope0 = self.split(h * slope0)
 
-    def coordinates(self, z):
-        return self.vectors @ z[self.part]
+    def split(self, z) -> _Split:
+        return _Split(z, self.vectors @ z[self.part])
 
     def drift(self, at: _Split, slope: _Split, node):
         """The slope of $N$ by its value at `node`."""
@@ -203,7 +201,7 @@ class _Stiff(eqx.Module):
     def filtered(self, error):
         """Errors in stiff directions die out: divided by $1 + 0.4 h|\\lambda|$, as
         Shampine does for implicit methods, with the estimate's own factor of h f."""
-        c = self.coordinates(error)
+        c = self.split(error).c
         return self._changed(error, c / (1 - 0.4 * self.values) - c)
 
     def _changed(self, z, change):

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from .common import unit
+
 # The bound on what is left forgets old estimates by this factor a step.
 _MEMORY = 0.7
 # An underestimated bound shows as a rejected step.
@@ -47,7 +49,7 @@ class LowRankJacobian(eqx.Module):
         return LowRankJacobian(
             vectors,
             jnp.zeros(rank, dtype),
-            _unit(jax.random.normal(keys[1], (size,), dtype)),
+            unit(jax.random.normal(keys[1], (size,), dtype)),
             jnp.zeros((), int),
             jnp.zeros((), dtype),
         )
@@ -89,7 +91,7 @@ class LowRankJacobian(eqx.Module):
             vectors,
             new,
             # Where nothing is missing, go on from where the iteration was.
-            _unit(power + 1e-8 * self.power * jnp.linalg.norm(last)),
+            unit(power + 1e-8 * self.power * jnp.linalg.norm(last)),
             self.turn + 1,
             jnp.maximum(_MEMORY * self.bound, jnp.maximum(seen, -new[-1])),
         )
@@ -103,7 +105,7 @@ class LowRankJacobian(eqx.Module):
         power = self.power
         for row in rows:
             power = power - row * (row @ power)
-        return jnp.stack([*rows, _unit(power)])
+        return jnp.stack([*rows, unit(power)])
 
 
 def _turning(u, images, missing) -> Float[Array, ""]:
@@ -124,13 +126,8 @@ def _extended(v: Float[Array, "r k"], more: Float[Array, "m k"]) -> Array:
     """
     tolerance = 100 * jnp.finfo(v.dtype).eps
     for _ in range(2):
-        more = _unit(more)
+        more = unit(more)
         more = more - (more @ v.T) @ v
         squares, rotation = jnp.linalg.eigh(more @ more.T)
         more = jnp.where((squares > tolerance)[:, None], rotation.T @ more, 0)
-    return jnp.concatenate([v, _unit(more)])
-
-
-def _unit(rows: Float[Array, "... k"]) -> Float[Array, "... k"]:
-    norm = jnp.linalg.norm(rows, axis=-1, keepdims=True)
-    return rows / jnp.where(norm > 0, norm, 1)
+    return jnp.concatenate([v, unit(more)])

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from .common import unit
+
 # Power iteration approaches the radius from below.
 _SAFETY = 1.1
 _CLOSE = 0.05
@@ -32,7 +34,7 @@ class SpectralRadius(eqx.Module):
         # A stiff solution's slope may lie wholly in the slow directions: add a vector
         # that no structured Jacobian is orthogonal to.
         noise = jax.random.normal(jax.random.key(0), slope.shape, slope.dtype)
-        vector = _unit(_unit(slope) + _unit(noise))
+        vector = unit(unit(slope) + unit(noise))
         return SpectralRadius(
             vector, jnp.zeros((), slope.dtype), jnp.asarray(_AGREEMENTS)
         )
@@ -78,8 +80,3 @@ class SpectralRadius(eqx.Module):
             lambda: jax.lax.while_loop(unfinished, iterate, start),
             lambda: start,
         )
-
-
-def _unit(vector: Float[Array, " k"]) -> Float[Array, " k"]:
-    norm = jnp.linalg.norm(vector)
-    return vector / jnp.where(norm > 0, norm, 1)
