@@ -33,6 +33,14 @@ def _clock(traj):
     return near("clock drift", drift, 0.0, bound, "ln(n/L) along the flow is s")
 
 
+def _clock_correction(traj):
+    if "clock_correction" not in traj:
+        return None
+    total = np.max(np.abs(traj["clock_correction"]))
+    bound = max(1e-2, 1e-3 * (traj.s[-1] - traj.s[0]))
+    return near("clock correction", total, 0.0, bound, "ln(n/L) along the flow is s")
+
+
 def _complete(traj):
     """Saved points that are missing or moved, among those that should be there."""
     wanted = np.array(traj.config["saves"])
@@ -159,6 +167,7 @@ _CHECKS: list[Callable] = [
     _tolerance,
     _complete,
     _clock,
+    _clock_correction,
     _rounding,
     _monotone,
     _monotone_by_layers,

@@ -9,6 +9,9 @@ from jaxtyping import Array, Float
 from ._clocks import AbstractClock
 from ._problem import Problem
 
+# Log-risk time, time, path length and corrections of the first.
+QUADRATURES = 4
+
 
 class Flow(eqx.Module):
     """What a vector field is evaluated on: the `args` of every solver."""
@@ -18,12 +21,12 @@ class Flow(eqx.Module):
 
 
 def vector_field(t, y, flow: Flow):
-    r"""$(\theta, (s, u, \zeta))$ along the clock: the parameters and two quadratures.
+    r"""$(\theta, (s, u, \zeta, c))$ along the clock: parameters and quadratures.
 
     $d\theta = vG\,d\sigma$, $ds = v\lVert G\rVert^2 d\sigma$ and
     $du = (\lVert G\rVert^{-2} - u)\,ds$ with $u = tL$. The path length $\zeta$ of
-    $\theta/\rho$ stands still here: `arc_length` adds to it, step by step. At a
-    stationary point ($G = 0$) everything stands still.
+    $\theta/\rho$ and the sum $c$ of corrections of $s$ stand still here: the step loop
+    adds to them. At a stationary point ($G = 0$) everything stands still.
     """
     del t
     theta, quadratures = y
@@ -37,7 +40,8 @@ def vector_field(t, y, flow: Flow):
     speed = jnp.where(moving, speed, 0)
     ds = speed * norm * norm
     time = (1 / norm) / norm - quadratures[1]
-    integrated = jnp.stack([ds, jnp.where(moving, time * ds, 0), jnp.zeros_like(ds)])
+    zero = jnp.zeros_like(ds)
+    integrated = jnp.stack([ds, jnp.where(moving, time * ds, 0), zero, zero])
     return speed * direction, integrated
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Array
 from . import _loop as loop, _state as state
 from ._clocks import AbstractClock, LogRiskTime
 from ._compile import Interrupt, Interrupted, compiled, wait
-from ._flow import Flow, measured_s
+from ._flow import QUADRATURES, Flow, measured_s
 from ._problem import Problem
 from ._progress import Progress
 from ._results import FlowError, Result
@@ -281,7 +281,7 @@ class _Run:
 
 def _y(settings):
     theta = settings.flow.problem.theta
-    return theta, jnp.zeros((3,), theta.dtype)
+    return theta, jnp.zeros((QUADRATURES,), theta.dtype)
 
 
 def _next_budget(budget: int, elapsed: float, max_seconds: float | None) -> int:

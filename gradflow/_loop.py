@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ._flow import Flow, arc_length, measured_s, term, vector_field
+from ._flow import QUADRATURES, Flow, arc_length, measured_s, term, vector_field
 from ._state import REACHED, RUNNING, Carry, Settings, error_order
 from ._verdict import judged
 from .diagnostics.snapshot import snapshot
@@ -22,7 +22,7 @@ def start(settings: Settings) -> Carry:
     theta = problem.theta
     zero = jnp.zeros((), theta.dtype)
     s = measured_s(problem, theta)
-    y = (theta, jnp.zeros((3,), theta.dtype).at[0].set(s))
+    y = (theta, jnp.zeros((QUADRATURES,), theta.dtype).at[0].set(s))
     dt = _first_step(settings.flow, y)
     solver_state = solver.init(term(), zero, dt, y, settings.flow)
     _, _, dense, _, _ = eqx.filter_eval_shape(
@@ -147,6 +147,15 @@ def _with_path(y, interpolant, t0, t1):
     return theta, quadratures.at[2].add(arc_length(interpolant, t0, t1))
 
 
+def _with_clock(y, s):
+    """Sets the integrated clock to the measured one, `s`, and adds up by how much.
+
+    No clock's speed depends on where it stands, so that the curve stays what it is.
+    """
+    theta, quadratures = y
+    return theta, quadratures.at[3].add(s - quadratures[0]).at[0].set(s)
+
+
 def _s_tolerance(problem, s):
     return max(1e-10, 16 * problem.rounding) * (1 + jnp.abs(s))
 
@@ -216,7 +225,7 @@ def _step(settings: Settings, carry: Carry) -> Carry:
         return jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, old)
 
     new = Carry(
-        y=pick(y1, carry.y),
+        y=pick(_with_clock(y1, s1), carry.y),
         t=jnp.asarray(t),
         t_next=jnp.asarray(t_next),
         s=pick(s1, carry.s),

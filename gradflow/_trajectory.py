@@ -98,7 +98,7 @@ class Trajectory(Mapping[str, np.ndarray]):
                 f"  s = ln(n/L): {self.s[0]:.6g} to {self.s[-1]:.6g}   "
                 f"(L: 1e{log10[0]:.2f} to 1e{log10[1]:.2f}), {len(self.s)} points"
             )
-        for name in ("min_normalized_margin", "alignment", "clock_drift"):
+        for name in ("min_normalized_margin", "alignment", "clock_correction"):
             if name in self and len(self[name]):
                 lines.append(f"  {name}: {self[name][-1]:.8g}")
         lines.append(

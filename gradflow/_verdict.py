@@ -88,13 +88,13 @@ def _watch_pace(settings: Settings, carry: Carry, progress) -> Carry:
 def _verdict(settings: Settings, carry: Carry) -> Carry:
     step = carry.t_next - carry.t
     eps = jnp.finfo(step.dtype).eps
-    drift = jnp.abs(carry.s - carry.y[1][0])
+    corrected = jnp.abs(carry.y[1][3])
     underflow = ~(step > 16 * eps * jnp.abs(carry.t)) | ~jnp.isfinite(step)
     verdicts = [
         (carry.steps + carry.rejected >= settings.max_steps, STEP_LIMIT),
         (carry.stall_steps >= _STALL_STEPS, STATIONARY),
         (underflow, STEP_UNDERFLOW),
-        (drift > 1 + 0.1 * (carry.s - carry.s_start), CLOCK_LOST),
+        (corrected > 1 + 0.1 * (carry.s - carry.s_start), CLOCK_LOST),
     ]
     result = carry.result
     for happened, code in verdicts:

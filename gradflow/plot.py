@@ -83,7 +83,7 @@ def _margin_title(traj, shown, count) -> str:
 
 
 def dashboard(traj: Trajectory) -> Figure:
-    r"""Six panels: margins, alignment, $J$, norms, path length, clock drift.
+    r"""Six panels: margins, alignment, $J$, norms, path length, clock.
 
     $J$ is shown with its limit $(aL)^2$, $a$ the final normalised smoothed margin
     (Ji and Telgarsky, Section 4.1); panels whose quantity is absent are left out.
@@ -96,7 +96,7 @@ def dashboard(traj: Trajectory) -> Figure:
             (_j_potential, "j_potential"),
             (_norms, "rho"),
             (_path_length, "path_length"),
-            (_drift, "clock_drift"),
+            (_correction, "clock_correction"),
         )
         if needs in traj
     ]
@@ -157,9 +157,9 @@ def _path_length(ax, traj):
     ax.set_title(r"path length of $\theta / \rho$")
 
 
-def _drift(ax, traj):
-    ax.plot(traj.s, traj["clock_drift"])
-    ax.set_title("clock drift (measured - integrated)")
+def _correction(ax, traj):
+    ax.plot(traj.s, traj["clock_correction"])
+    ax.set_title("clock correction (measured - integrated)")
 
 
 def _axes(ax: Axes | None, size) -> tuple[Axes, Any]:

@@ -78,7 +78,7 @@ def test_wrong_gradient_of_one_layer():
         gf.Problem(model, X, Y)
     unchecked = gf.Problem(model, X, Y, homogeneous=False)
     found = gf.integrate(unchecked, to=100.0, saveat=30, throw=False, patience=None)
-    assert "clock drift" in _failed(found)
+    assert "clock correction" in _failed(found)
 
 
 class Biased(eqx.Module):

@@ -56,6 +56,7 @@ def test_digits_reach_1e_800_within_their_work():
     )
     traj = gf.integrate(gf.Problem(model, x, y), to=1842.0, saveat=20)
     stats = traj.stats
-    assert stats["gradient_evaluations"] + 2 * stats["jacobian_products"] <= 20_000
-    assert np.max(np.abs(traj["clock_drift"])) <= 0.2
+    assert stats["gradient_evaluations"] + 2 * stats["jacobian_products"] <= 6_000
+    assert np.max(np.abs(traj["clock_drift"])) <= 1e-2
+    assert np.max(np.abs(traj["clock_correction"])) <= 0.2
     assert traj.certificate().passed

@@ -17,7 +17,8 @@ class Snapshot(eqx.Module):
     - `margins`: hard margins $p_i$, shape `(n,)`; `soft_margins` those in the loss.
     - `log_risk`: $\ln L$; `direction`: $G = -\nabla\ln L$, shape `(k,)`.
     - `rho`: $\lVert\theta\rVert$; `radial`: $\langle\theta, G\rangle$.
-    - `clock`: log-risk time as integrated; `time`: $u = tL$; `path_length`: $\zeta$.
+    - `clock`: log-risk time as integrated since the last step; `time`: $u = tL$;
+        `path_length`: $\zeta$; `correction`: what the clock was corrected by so far.
     """
 
     problem: Problem
@@ -31,6 +32,7 @@ class Snapshot(eqx.Module):
     clock: Float[Array, ""]
     time: Float[Array, ""]
     path_length: Float[Array, ""]
+    correction: Float[Array, ""]
 
     @property
     def s(self) -> Float[Array, ""]:
@@ -41,14 +43,14 @@ class Snapshot(eqx.Module):
 def snapshot(
     problem: Problem,
     theta: Float[Array, " k"],
-    quadratures: Float[Array, "3"] | None = None,
+    quadratures: Float[Array, "4"] | None = None,
 ) -> Snapshot:
-    """Evaluates one point; `quadratures` holds clock, time and path length.
+    """Evaluates one point; `quadratures` holds clock, time, path length, correction.
 
-    Without them (a single point, no trajectory) those three are NaN.
+    Without them (a single point, no trajectory) those four are NaN.
     """
     if quadratures is None:
-        quadratures = jnp.full((3,), jnp.nan, theta.dtype)
+        quadratures = jnp.full((4,), jnp.nan, theta.dtype)
     margins, soft_margins = problem.both_margins(theta)
     log_risk, direction = problem.log_risk_and_direction(theta)
     return Snapshot(
@@ -63,6 +65,7 @@ def snapshot(
         clock=quadratures[0],
         time=quadratures[1],
         path_length=quadratures[2],
+        correction=quadratures[3],
     )
 
 

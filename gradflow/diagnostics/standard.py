@@ -49,7 +49,12 @@ QUANTITIES: dict[str, Quantity] = {
     ),
     "path_length": Quantity((), "1", "path length of theta / rho"),
     "training_error": Quantity((), "1", "share of examples with margin <= 0"),
-    "clock_drift": Quantity((), "1", "measured minus integrated log-risk time"),
+    "clock_drift": Quantity(
+        (), "1", "measured minus integrated log-risk time, since the last step"
+    ),
+    "clock_correction": Quantity(
+        (), "1", "sum of the drifts of all steps, by which the clock was corrected"
+    ),
     "euler_residual": Quantity((), "1", "relative residual of <theta, grad f> = L f"),
     "lemma_3_4_residual": Quantity(
         (), "1", "relative residual of d(normalised smoothed margin)/dt"
@@ -104,6 +109,7 @@ def _geometry(snap: Snapshot) -> dict[str, Array]:
         "path_length": snap.path_length,
         "training_error": jnp.mean((snap.margins <= 0).astype(snap.rho.dtype)),
         "clock_drift": snap.s - snap.clock,
+        "clock_correction": snap.correction,
     }
 
 
