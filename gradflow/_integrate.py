@@ -17,7 +17,7 @@ from jaxtyping import Array
 from . import _loop as loop, _state as state
 from ._clocks import AbstractClock, LogRiskTime
 from ._compile import Interrupt, Interrupted, compiled, wait
-from ._flow import QUADRATURES, Flow, measured_s
+from ._flow import Flow, measured_s
 from ._problem import Problem
 from ._progress import Progress
 from ._results import FlowError, Result
@@ -77,7 +77,7 @@ def integrate(
         10,000), or increasing s-values. They do not influence the steps.
     - `diagnostics`: functions of a `Snapshot` that return arrays by name, evaluated at
         saved points inside the solve. `None`: `gf.diagnostics.standard`. Empty: only
-        `s` and `log_risk`.
+        `s`, `log_risk` and the work so far (steps and what the solver counts).
     - `progress`: a progress line; by default where standard error is a terminal.
     - `max_steps`, `max_seconds`: optional limits; the flow then ends with that result.
     - `patience`: after so many tried steps in a row that are on average a hundred times
@@ -171,13 +171,13 @@ class _Run:
         return call
 
     def _chunks(self, carry):
-        buffers = self._buffers()
+        buffers = self._buffers(carry)
         self.call = self._compiled(
             loop.chunk, self.settings, carry, buffers, jnp.array(0)
         )
         if self.call is None:
             return carry, Result.interrupted
-        budget, began = 16, time.perf_counter()
+        budget, began = 1, time.perf_counter()
         while True:
             if int(carry.result) != state.RUNNING and not bool(
                 loop.pending(self.settings, carry)
@@ -213,9 +213,11 @@ class _Run:
             force=force,
         )
 
-    def _buffers(self):
+    def _buffers(self, carry):
         row = eqx.filter_eval_shape(
-            lambda settings: loop.diagnose(settings, _y(settings)), self.settings
+            lambda settings, carry: loop.saved_row(settings, carry, carry.y),
+            self.settings,
+            carry,
         )
         rows = min(_BUFFER_ROWS, self.settings.saves.shape[0])
         return {k: jnp.zeros((rows, *v.shape), v.dtype) for k, v in row.items()}
@@ -249,7 +251,9 @@ class _Run:
             carry,
             (jnp.zeros_like(carry.saved), jnp.full_like(carry.result, state.RUNNING)),
         )
-        carry, filled, count = self.call(settings, carry, self._buffers(), jnp.array(1))
+        carry, filled, count = self.call(
+            settings, carry, self._buffers(carry), jnp.array(1)
+        )
         self._collect(filled, int(count))
         return carry.theta_saved
 
@@ -277,11 +281,6 @@ class _Run:
             "wall_seconds": self.wall_seconds,
             "compile_seconds": self.compile_seconds,
         }
-
-
-def _y(settings):
-    theta = settings.flow.problem.theta
-    return theta, jnp.zeros((QUADRATURES,), theta.dtype)
 
 
 def _next_budget(budget: int, elapsed: float, max_seconds: float | None) -> int:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ._flow import QUADRATURES, Flow, arc_length, measured_s, term, vector_field
-from ._state import REACHED, RUNNING, Carry, Settings, error_order
+from ._state import REACHED, RUNNING, Carry, Settings, error_order, solver_counts
 from ._verdict import judged
 from .diagnostics.snapshot import snapshot
 
@@ -126,7 +126,7 @@ def _save(settings, carry, buffers, rows):
         return _with_path(interpolant.evaluate(t), interpolant, carry.t_prev, t)
 
     y = jax.lax.cond(inside, found, lambda: carry.y)
-    row = diagnose(settings, y)
+    row = saved_row(settings, carry, y)
     buffers = {k: v.at[rows].set(row[k]) for k, v in buffers.items()}
     saved = carry.saved + 1
     carry = eqx.tree_at(
@@ -187,14 +187,19 @@ def _root(function, low, high, tolerance):
     return best[0]
 
 
-def diagnose(settings: Settings, y) -> dict[str, Array]:
-    """One row of results: always `s` and `log_risk`, then the diagnostics."""
+def saved_row(settings: Settings, carry: Carry, y) -> dict[str, Array]:
+    """One row of results: `s`, `log_risk` and the work so far, then the diagnostics."""
     problem = settings.flow.problem
+    work = {
+        "steps": carry.steps,
+        "rejected_steps": carry.rejected,
+        **solver_counts(settings.solver, carry.solver_state),
+    }
     if not settings.diagnostics:
         log_risk = problem.log_risk(y[0])
-        return {"s": problem.log_risk_time(log_risk), "log_risk": log_risk}
+        return {"s": problem.log_risk_time(log_risk), "log_risk": log_risk} | work
     snap = snapshot(problem, *y)
-    row = {"s": snap.s, "log_risk": snap.log_risk}
+    row = {"s": snap.s, "log_risk": snap.log_risk} | work
     for diagnostic in settings.diagnostics:
         row.update(diagnostic(snap))
     return row

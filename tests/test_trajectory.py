@@ -95,6 +95,7 @@ def test_ctrl_c_keeps_everything_up_to_there(tmp_path):
     def press():
         while (tmp_path / "checkpoint.eqx").stat().st_mtime_ns == before:
             time.sleep(0.01)
+        time.sleep(0.5)  # The first chunk is a step only.
         sent.append(time.perf_counter())
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -159,13 +160,16 @@ def test_diagnostics_of_ones_own_and_none():
     traj = gf.integrate(
         _problem(), to=5.0, saveat=4, diagnostics=(lambda snap: {"theta": snap.theta},)
     )
-    assert set(traj) == {"s", "log_risk", "theta"}
+    work = {"steps", "rejected_steps", "gradient_evaluations"}
+    work |= {"jacobian_products", "factorizations"}
+    assert set(traj) == {"s", "log_risk", "theta"} | work
+    for name in work:
+        assert np.all(np.diff(traj[name]) >= 0)
+        assert traj[name][-1] == traj.stats[name]
     np.testing.assert_array_equal(traj["theta"][-1], traj.theta)
     assert traj.to_xarray()["theta"].dims == ("s", "theta_0")
-    assert set(gf.integrate(_problem(), to=5.0, saveat=4, diagnostics=())) == {
-        "s",
-        "log_risk",
-    }
+    bare = gf.integrate(_problem(), to=5.0, saveat=4, diagnostics=())
+    assert set(bare) == {"s", "log_risk"} | work
 
 
 def test_figures_show_what_there_is(traj):

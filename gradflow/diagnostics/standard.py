@@ -20,6 +20,15 @@ class Quantity(NamedTuple):
 QUANTITIES: dict[str, Quantity] = {
     "s": Quantity((), "1", "log-risk time ln(n/L), measured"),
     "log_risk": Quantity((), "1", "ln L, the log of the summed loss"),
+    "steps": Quantity((), "1", "accepted steps so far"),
+    "rejected_steps": Quantity((), "1", "rejected steps so far"),
+    "gradient_evaluations": Quantity((), "1", "gradient evaluations so far"),
+    "jacobian_products": Quantity((), "1", "Jacobian-vector products so far"),
+    "factorizations": Quantity((), "1", "factorisations of the Jacobian so far"),
+    "spectral_radius": Quantity((), "1", "spectral radius of the Jacobian"),
+    "deflated_radius": Quantity(
+        (), "1", "bound on the spectral radius of what is not deflated"
+    ),
     "log_t": Quantity((), "1", "ln of gradient-flow time t"),
     "margins": Quantity(("example",), "1", "margin p_i"),
     "normalized_margins": Quantity(("example",), "1", "margin p_i / rho^L"),
