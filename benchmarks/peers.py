@@ -1,4 +1,4 @@
-"""What else one could integrate the flow with, on the same problems.
+"""Other libraries' solvers on the same problems, in log-risk time.
 
 Every method returns `theta`, its work (gradient evaluations, a Jacobian product counted
 as two), seconds after compilation, seconds to compile and the reason to stop.
@@ -7,6 +7,7 @@ as two), seconds after compilation, seconds to compile and the reason to stop.
 import time
 from typing import Any
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -20,34 +21,34 @@ def start_of(problem) -> float:
     return float(jnp.log(problem.n) - problem.log_risk(problem.theta))
 
 
-def scipy(problem, name: str, to: float, rtol: float, budget: float) -> dict[str, Any]:
-    """A stiff solver of SciPy in log-risk time, with the exact jitted Jacobian."""
+def _rate(problem, theta):
+    _, direction = problem.log_risk_and_direction(theta)
+    return direction / jnp.vdot(direction, direction)
 
-    @jax.jit
-    def rate(problem, theta):
-        _, direction = problem.log_risk_and_direction(theta)
-        return direction / jnp.vdot(direction, direction)
 
+def _atol(problem, rtol: float) -> float:
+    norm = float(jnp.linalg.norm(problem.theta))
+    # Where a linear model starts, at zero, relative tolerances have no scale.
+    return rtol * (norm / np.sqrt(problem.k) if norm else 1e-3)
+
+
+def scipy(problem, name: str, to: float, budget: float, rtol: float) -> dict[str, Any]:
+    """A stiff solver of SciPy, with the exact jitted Jacobian."""
+    rate = jax.jit(_rate)
     began = time.perf_counter()
     jacobian = jax.jit(lambda p, t: jax.jacfwd(lambda t: rate(p, t))(t))
     jax.block_until_ready(
         (rate(problem, problem.theta), jacobian(problem, problem.theta))
     )
     compiled = time.perf_counter() - began
-    theta0 = np.asarray(problem.theta)
-    if not theta0.any():
-        # Where a linear model starts, relative tolerances have no scale.
-        atol = rtol * 1e-3
-    else:
-        atol = rtol * np.linalg.norm(theta0) / np.sqrt(problem.k)
     began = time.perf_counter()
     solver = SCIPY[name](
         lambda s, t: np.asarray(rate(problem, t)),
         start_of(problem),
-        theta0,
+        np.asarray(problem.theta),
         to,
         rtol=rtol,
-        atol=atol,
+        atol=_atol(problem, rtol),
         jac=lambda s, t: np.asarray(jacobian(problem, t)),
     )
     while solver.status == "running" and time.perf_counter() - began < budget:
@@ -62,84 +63,82 @@ def scipy(problem, name: str, to: float, rtol: float, budget: float) -> dict[str
     }
 
 
-def _sharpness(gradient, theta, vector):
-    _, product = jax.jvp(gradient, (theta,), (vector,))
-    norm = jnp.linalg.norm(product)
-    return product / jnp.where(norm > 0, norm, 1), norm
+def kencarp4(problem, to: float, rtol: float) -> dict[str, Any]:
+    """Diffrax's KenCarp4, an implicit-explicit pair, with all of the flow implicit."""
+    terms = diffrax.MultiTerm(
+        diffrax.ODETerm(lambda t, y, args: jnp.zeros_like(y)),
+        diffrax.ODETerm(lambda t, y, problem: _rate(problem, y)),
+    )
 
-
-def sharpness_rk4(problem, theta, memory):
-    """RK4 on ln L with step 1 / sharpness, the rule of edge-of-stability scripts."""
-
-    def gradient(theta):
-        return problem.log_risk_and_direction(theta)[1]
-
-    vector, sharpness = _sharpness(gradient, theta, memory)
-    h = 1 / sharpness
-    k1 = gradient(theta)
-    k2 = gradient(theta + h / 2 * k1)
-    k3 = gradient(theta + h / 2 * k2)
-    k4 = gradient(theta + h * k3)
-    return theta + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4), vector, 6
-
-
-def constant_step(problem, theta, memory):
-    """Gradient descent on the mean loss with the step 0.1."""
-    log_risk, direction = problem.log_risk_and_direction(theta)
-    return theta + 0.1 * jnp.exp(log_risk) / problem.n * direction, memory, 1
-
-
-def normalised_step(problem, theta, memory):
-    """Gradient descent with a step of 0.01 / L: constant on ln L."""
-    _, direction = problem.log_risk_and_direction(theta)
-    return theta + 0.01 * direction, memory, 1
-
-
-DESCENT = {
-    "RK4, step 1/sharpness": sharpness_rk4,
-    "gradient descent, step 0.1": constant_step,
-    "gradient descent, step 0.01/L": normalised_step,
-}
-
-
-def descent(problem, name: str, to: float, budget: float) -> dict[str, Any]:
-    """A fixed rule for the step, until `to` or out of time."""
-    rule = DESCENT[name]
+    atol = _atol(problem, rtol)
 
     @eqx.filter_jit
-    def chunk(problem, theta, memory, steps):
-        def going(carry):
-            theta, _, _, left = carry
-            s = jnp.log(problem.n) - problem.log_risk(theta)
-            return (left > 0) & (s < to)
-
-        def body(carry):
-            theta, memory, work, left = carry
-            theta, memory, more = rule(problem, theta, memory)
-            return theta, memory, work + more, left - 1
-
-        return jax.lax.while_loop(
-            going, body, (theta, memory, jnp.zeros((), int), steps)
+    def solve(problem, to):
+        return diffrax.diffeqsolve(
+            terms,
+            diffrax.KenCarp4(),
+            problem.log_risk_time(problem.log_risk(problem.theta)),
+            to,
+            None,
+            problem.theta,
+            problem,
+            stepsize_controller=diffrax.PIDController(rtol, atol),
+            max_steps=2000,
+            throw=False,
         )
 
-    noise = jax.random.normal(jax.random.key(0), problem.theta.shape)
-    theta, memory = problem.theta, noise / jnp.linalg.norm(noise)
-    began = time.perf_counter()
-    jax.block_until_ready(chunk(problem, theta, memory, jnp.array(0)))
-    compiled = time.perf_counter() - began
-    began, work, result = time.perf_counter(), 0, "time_limit"
-    while time.perf_counter() - began < budget:
-        theta, memory, more, left = chunk(problem, theta, memory, jnp.array(200))
-        work += int(more)
-        if not bool(jnp.all(jnp.isfinite(theta))):
-            result = "diverged"
-            break
-        if int(left) > 0:
-            result = "reached"
-            break
+    def timed():
+        began = time.perf_counter()
+        solution = jax.block_until_ready(solve(problem, jnp.asarray(to)))
+        return solution, time.perf_counter() - began
+
+    _, first = timed()
+    solution, seconds = timed()
+    reached = solution.result == diffrax.RESULTS.successful
     return {
-        "theta": theta,
-        "work": work,
+        "theta": solution.ys[-1],
+        "work": None,
+        "seconds": seconds,
+        "compile_seconds": first - seconds,
+        "result": "reached" if reached else "failed",
+    }
+
+
+def torchdiffeq(problem, to: float, budget: float, rtol: float) -> dict[str, Any]:
+    """torchdiffeq's dopri5 on the same jitted function (extra: torchdiffeq, torch)."""
+    import torch
+    from torchdiffeq import odeint
+
+    rate = jax.jit(_rate)
+    began = time.perf_counter()
+    jax.block_until_ready(rate(problem, problem.theta))
+    compiled = time.perf_counter() - began
+    began, last = time.perf_counter(), [np.asarray(problem.theta), 0]
+
+    def function(s, theta):
+        last[:] = [theta.numpy(), last[1] + 1]
+        if time.perf_counter() - began > budget:
+            raise TimeoutError
+        return torch.from_numpy(np.array(rate(problem, last[0])))
+
+    times = torch.tensor([start_of(problem), to], dtype=torch.float64)
+    try:
+        path = odeint(
+            function,
+            torch.from_numpy(np.array(problem.theta)),
+            times,
+            rtol=rtol,
+            atol=_atol(problem, rtol),
+            method="dopri5",
+        )
+        last[0], result = path[-1].numpy(), "reached"
+    except TimeoutError:
+        result = "time_limit"
+    except AssertionError:
+        result = "step_underflow"
+    return {
+        "theta": last[0],
+        "work": last[1],
         "seconds": time.perf_counter() - began,
         "compile_seconds": compiled,
         "result": result,

@@ -40,6 +40,18 @@ def digits(dtype=np.float64):
     return gf.Problem(jax.tree.map(lambda w: w.astype(dtype), model), x, y)
 
 
+def small_cnn():
+    """Lyu and Li's network, narrow, on 2,000 images; 10 classes."""
+    x, y = gf.datasets.mnist(n=2000)
+    model = gf.models.LyuLiCNN(
+        gf.models.SmoothReLU(1e-2),
+        gf.models.MaxPool(2, eps=1e-2),
+        widths=(4, 8, 32),
+        key=jax.random.key(0),
+    )
+    return gf.Problem(model, np.moveaxis(x, 1, -1), y, batch_size=250)
+
+
 # Name: problem, and the s to reach.
 PROBLEMS: dict[str, tuple[Callable[[], gf.Problem], float]] = {
     "breast_cancer": (breast_cancer, 1000.0),
@@ -47,4 +59,5 @@ PROBLEMS: dict[str, tuple[Callable[[], gf.Problem], float]] = {
     "squared_relu": (squared_relu, 100.0),
     "smoothed_relu": (smoothed_relu, 100.0),
     "digits": (digits, 1842.0),
+    "small_cnn": (small_cnn, 60.0),
 }
