@@ -46,9 +46,12 @@ def write(path: Path | None, results) -> None:
         path.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def wall_over_gradients(problem, to: float, segment: float = 0.6, **arguments):
+def wall_over_gradients(
+    problem, to: float, segment: float = 0.6, seconds: float = np.inf, **arguments
+):
     """A flow in segments of `segment` seconds, each between two timings of the bare
-    gradient, since a shared machine changes its speed within seconds.
+    gradient, since a shared machine changes its speed within seconds. Ends at `to`, or
+    after about `seconds`.
 
     Gradients are chained inside one compiled loop, as a solver chains them, so that
     dispatching from Python does not count.
@@ -56,42 +59,45 @@ def wall_over_gradients(problem, to: float, segment: float = 0.6, **arguments):
     **Returns:** wall seconds of the flow over (work x mean seconds of one gradient),
     those mean seconds, and the trajectory.
     """
-    chain = _gradient_chain(problem)
-    _timed(chain)
-    seconds, limit = [_timed(chain)], 0.0
+    chain = gradient_chain(problem)
+    timed(chain)
+    gradients, limit = [timed(chain)], 0.0
     with tempfile.TemporaryDirectory() as folder:
         while True:
             limit += segment
             traj = gf.integrate(
                 problem, to, folder=f"{folder}/run", max_seconds=limit, **arguments
             )
-            seconds.append(_timed(chain))
-            if traj.result is not gf.Result.time_limit:
+            gradients.append(timed(chain))
+            if traj.result is not gf.Result.time_limit or limit >= seconds:
                 break
-    gradient = float(np.mean(seconds))
+    gradient = float(np.mean(gradients))
     ratio = traj.stats["wall_seconds"] / (work(traj.stats) * gradient)
     return ratio, gradient, traj
 
 
-_CHAINED = 500
+CHAINED = 500
 
 
-def _gradient_chain(problem):
+def gradient_chain(problem):
+    """A function that evaluates `CHAINED` gradients, each at a new point."""
+
     @eqx.filter_jit
     def chain(problem):
         def once(_, theta):
             _, direction = problem.log_risk_and_direction(theta)
             return theta + 1e-12 * direction
 
-        return jax.lax.fori_loop(0, _CHAINED, once, problem.theta)
+        return jax.lax.fori_loop(0, CHAINED, once, problem.theta)
 
     return lambda: chain(problem)
 
 
-def _timed(chain) -> float:
+def timed(chain) -> float:
+    """Seconds of each evaluation in a chain."""
     began = time.perf_counter()
     jax.block_until_ready(chain())
-    return (time.perf_counter() - began) / _CHAINED
+    return (time.perf_counter() - began) / CHAINED
 
 
 def work(stats: dict) -> int:

@@ -1,0 +1,86 @@
+"""How does the cost of a flow grow with the log-risk time it is to reach?
+
+    python -m benchmarks.growth --json benchmarks/results/growth.json
+
+Every solver from initialisation to s = 10, 100, ..., 100,000, each time from the start:
+work (gradient evaluations, a Jacobian product counted as two), steps and wall seconds
+after compilation. A flow that took longer than `SECONDS` is the solver's last.
+"""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import gradflow as gf
+
+from .common import options, work, write
+from .problems import breast_cancer, digits, iris_deep_linear
+
+SECONDS = 120.0
+FLOWS = {
+    "breast cancer, linear": (breast_cancer, gf.solvers.Rodas5P()),
+    "iris, deep linear": (iris_deep_linear, gf.solvers.Rodas5P()),
+    "digits, DeflatedRKC2": (digits, gf.solvers.DeflatedRKC2()),
+    "digits, RKC2": (digits, gf.solvers.RKC2(max_stages=3000)),
+}
+
+
+def grown(name: str) -> list[dict]:
+    make, solver = FLOWS[name]
+    problem = make()
+    rows = []
+    for to in 10.0 ** np.arange(1, 6):
+        traj = gf.integrate(
+            problem,
+            to,
+            solver=solver,
+            saveat=[to],
+            diagnostics=(),
+            progress=False,
+            max_seconds=SECONDS,
+            throw=False,
+        )
+        row = {
+            "flow": name,
+            "s asked": to,
+            "s": float(traj.s[-1]),
+            "steps": traj.stats["steps"],
+            "work": work(traj.stats),
+            "seconds": traj.stats["wall_seconds"],
+            "result": traj.result.name,
+        }
+        rows.append(row)
+        print(row, flush=True)
+        if traj.result is not gf.Result.reached:
+            break
+    return rows
+
+
+def plot(rows: list[dict], path: Path) -> None:
+    """Work and seconds against s."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.6), layout="constrained")
+    for name in FLOWS:
+        mine = [row for row in rows if row["flow"] == name]
+        for axis, what in zip(axes, ("work", "seconds")):
+            axis.loglog(
+                [r["s"] for r in mine], [r[what] for r in mine], "o-", label=name
+            )
+            axis.set(xlabel="s = ln(n/L)", ylabel=what)
+    axes[0].legend(fontsize=7)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    settings = options(__doc__ or "")
+    jax.config.update("jax_enable_x64", True)
+    rows = [row for name in FLOWS for row in grown(name)]
+    write(settings.json, rows)
+    if settings.json is not None:
+        plot(rows, settings.json.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
