@@ -68,7 +68,7 @@ def integrate(
         $s = \ln n + 800\ln 10$. Measured, not integrated.
     - `clock`: the solver's independent variable; the curve is the same for all.
     - `solver`: any Diffrax solver with an error estimate. `None` chooses by the number
-        of parameters (`gf.solvers.choose`).
+        of parameters, `to` and `rtol` (`gf.solvers.choose`).
     - `rtol`, `atol`: a step is accepted if the norm of its estimated error is at most
         `atol + rtol * rho` over the parameters as a whole (`atol` is 0 by default), and
         if the measured change of $s$ differs from the integrated one by at most
@@ -95,7 +95,7 @@ def integrate(
     """
     if not isinstance(problem, Problem):
         raise ValueError(f"`problem` must be a `gf.Problem`; got {type(problem)}.")
-    solver = checked_solver(solver, problem, rtol, atol)
+    solver = checked_solver(solver, problem, to, rtol, atol)
     s0 = float(measured_s(problem, problem.theta))
     saves = checked_saves(saveat, s0, to)
     warn_about_precision(problem, to)

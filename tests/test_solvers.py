@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import gradflow as gf
+from gradflow.solvers.low_rank import LowRankJacobian
 
 from .helpers import separable
 
@@ -290,8 +291,27 @@ def test_no_recompilation(solver):
 
 
 def test_choice():
-    assert isinstance(gf.solvers.choose(1500), gf.solvers.Rodas5P)
-    assert isinstance(gf.solvers.choose(1501), gf.solvers.DeflatedRKC2)
+    rodas, deflated = gf.solvers.Rodas5P, gf.solvers.DeflatedRKC2
+    assert isinstance(gf.solvers.choose(128, 1e4, 1e-4), rodas)
+    assert isinstance(gf.solvers.choose(129, 1e4, 1e-4), deflated)
+    assert isinstance(gf.solvers.choose(1500, 2e4, 1e-4), rodas)
+    assert isinstance(gf.solvers.choose(1500, 1e4, 1e-7), rodas)
+    assert isinstance(gf.solvers.choose(1501, 2e4, 1e-7), deflated)
+
+
+def test_too_long_a_step_is_no_reason_to_doubt_the_bound():
+    """Every failed step doubted it once, without limit, and a flow stood still."""
+    jacobian = LowRankJacobian.start(5, 2, jnp.float64)
+    jacobian = eqx.tree_at(lambda j: j.bound, jacobian, jnp.array(3.0))
+    assert jacobian.doubted(jnp.array(jnp.inf)).bound == 3.0
+    assert jacobian.doubted(jnp.array(1e9)).bound > 3.0
+
+    # Late in a flow the controller asks for steps of any length.
+    problem = gf.Problem(gf.models.Linear(8), *separable(n=30, d=8))
+    solver = gf.solvers.DeflatedRKC2(rank=2, max_stages=10)
+    traj = gf.integrate(problem, to=2000.0, saveat=2, solver=solver)
+    assert traj.stats["rejected_steps"] > 0
+    assert traj.stats["deflated_radius"] < 10 * traj.stats["spectral_radius"]
 
 
 @pytest.mark.parametrize("solver", SOLVERS[1:], ids=ids[1:])

@@ -29,6 +29,8 @@ class DeflatedState(eqx.Module):
     slope: Float[Array, " k"]
     jacobian: LowRankJacobian
     counts: Counts
+    # Length of the last step, or infinite if it needed more than `max_stages`.
+    length: Float[Array, ""]
 
 
 class DeflatedRKC2(AbstractChebyshev):
@@ -83,7 +85,7 @@ class DeflatedRKC2(AbstractChebyshev):
         )
         products = _FIRST_UPDATES * jacobian.probes
         counts = Counts.zero().add(evaluations=1, products=products)
-        return DeflatedState(slope, jacobian, counts)
+        return DeflatedState(slope, jacobian, counts, jnp.zeros((), y.dtype))
 
     def step(
         self, terms, t0, t1, y0, args, solver_state: DeflatedState, made_jump
@@ -142,7 +144,10 @@ class DeflatedRKC2(AbstractChebyshev):
             products=jacobian.probes,
         )
         state = DeflatedState(
-            slope1, jacobian.updated(_within(part, y, linear)), counts
+            slope1,
+            jacobian.updated(_within(part, y, linear)),
+            counts,
+            jnp.where(possible, h, jnp.inf),
         )
         result: Any = diffrax.RESULTS.successful  # Its type comes from untyped lineax.
         return tree1, unravel(jnp.where(good, error, jnp.inf)), info, state, result
@@ -153,7 +158,8 @@ class DeflatedRKC2(AbstractChebyshev):
         Diffrax goes on with `before`, which is also correct, but forgets the work and
         does not doubt the bound.
         """
-        return DeflatedState(before.slope, before.jacobian.doubted(), after.counts)
+        jacobian = before.jacobian.doubted(after.length)
+        return DeflatedState(before.slope, jacobian, after.counts, after.length)
 
     def counts(self, solver_state: DeflatedState) -> dict[str, Any]:
         """Work done so far: `gradient_evaluations`, `jacobian_products`,

@@ -13,6 +13,8 @@ from .common import unit
 _MEMORY = 0.7
 # An underestimated bound shows as a rejected step.
 _DOUBT = 1.5
+# Length times bound that a step needs at least after one that failed.
+_CAUTION = 24.0
 
 
 class LowRankJacobian(eqx.Module):
@@ -59,9 +61,14 @@ class LowRankJacobian(eqx.Module):
         """Products that an update takes."""
         return min(3, self.vectors.shape[0])
 
-    def doubted(self) -> "LowRankJacobian":
-        """The same with a larger bound."""
-        return eqx.tree_at(lambda j: j.bound, self, _DOUBT * self.bound)
+    def doubted(self, length: Float[Array, ""]) -> "LowRankJacobian":
+        """The same with a larger bound, after a step of this length failed: stiffness
+        that comes up within a step (an example that becomes active) is not seen at its
+        ends. An infinite length was not tried and says nothing."""
+        bound = jnp.maximum(_DOUBT * self.bound, _CAUTION / length)
+        return eqx.tree_at(
+            lambda j: j.bound, self, jnp.where(jnp.isfinite(length), bound, self.bound)
+        )
 
     def updated(
         self, product: Callable[[Float[Array, " k"]], Float[Array, " k"]]

@@ -171,7 +171,7 @@ class Rodas5P(diffrax.AbstractAdaptiveSolver):
     handed back with an infinite error, so that the step-size controller shortens it.
 
     The cost is $k$ Jacobian products and $k^3$ operations a step: the choice for
-    systems of up to about 1500 dimensions.
+    systems of up to a few hundred dimensions.
 
     **Source:** Steinebach, Construction of Rosenbrock-Wanner method Rodas5P and
     numerical benchmarks within the Julia Differential Equations package, BIT 63:27,
