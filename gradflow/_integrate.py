@@ -72,7 +72,10 @@ def integrate(
     - `rtol`, `atol`: a step is accepted if the norm of its estimated error is at most
         `atol + rtol * rho` over the parameters as a whole (`atol` is 0 by default), and
         if the measured change of $s$ differs from the integrated one by at most
-        `3 * rtol` times the larger of 1 and the step in $s$.
+        `3 * rtol` times the larger of 1 and the step in $s$. The second is an error of
+        the margins that carry weight. Where it was measured, from s = 10 on, normalised
+        margins that carry weight (relative to the least), alignment and $J$ (relative)
+        were within `10 * rtol` (`tests/test_tolerance.py`).
     - `saveat`: number of saved points, spread evenly in $s$ (in $\ln s$ for runs past
         10,000), or increasing s-values. They do not influence the steps.
     - `diagnostics`: functions of a `Snapshot` that return arrays by name, evaluated at
