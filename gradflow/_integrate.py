@@ -96,7 +96,7 @@ def integrate(
     if not isinstance(problem, Problem):
         raise ValueError(f"`problem` must be a `gf.Problem`; got {type(problem)}.")
     solver = checked_solver(solver, problem, rtol, atol)
-    s0 = float(measured_s(problem, problem.theta))
+    s0 = float(eqx.filter_jit(measured_s)(problem, problem.theta))
     saves = checked_saves(saveat, s0, to)
     warn_about_precision(problem, to)
     if diagnostics is None:
