@@ -1,11 +1,14 @@
 """Every family of models flows on small data and passes its certificate."""
 
+import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import gradflow as gf
+from gradflow._settings import warn_about_precision
 
 M = gf.models
 KEY = jax.random.key(3)
@@ -203,3 +206,25 @@ def test_flow_of_a_float32_network_with_float64_margins_and_state():
     # s fixes the least margin up to rounding; the others may differ by the tolerance.
     np.testing.assert_allclose(got.min(), want.min(), rtol=1e-5)
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-3 * want.min())
+@pytest.mark.parametrize(
+    ("dtype", "lower", "trusted"),
+    [
+        ("float32", None, 8389),
+        ("float64", "float32", 8389),
+        ("float64", "bfloat16", 0.128),
+        ("float64", None, 4.5e12),
+    ],
+)
+def test_warning_where_rounding_spoils_the_weights(dtype, lower, trusted):
+    """A thousandth of accuracy in margins near s needs a rounding of 1e-3 / s."""
+    model = M.Linear(6)
+    model = eqx.tree_at(lambda m: m.weight, model, model.weight.astype(dtype))
+    model = model if lower is None else M.InPrecision(model, jnp.dtype(lower))
+    x, y = vectors()
+    problem = gf.Problem(model, x.astype(dtype), y, homogeneous=False)
+    warn_about_precision(problem, 0.9 * trusted)  # Silent: warnings are errors here.
+    said = "InPrecision" if lower else f"In {dtype}"
+    with pytest.warns(UserWarning, match=said):
+        warn_about_precision(problem, 1.1 * trusted)
+
+
