@@ -46,7 +46,7 @@ DENSE = {
     "sparse_shared": (
         lambda: M.SparseShared(
             [jnp.arange(24).reshape(4, 6) % 7, jnp.array([[1, 2, 0, 1]])],
-            M.SmoothLeakyReLU(0.1, 0.2),  # With ReLU an example may lose all neurons.
+            M.SmoothLeakyReLU(0.1, 0.2),  # See below for what ReLU does.
             key=KEY,
         ),
         True,
@@ -68,6 +68,27 @@ def test_dense_families(name):
     _, traj = flow(make(), *vectors(), homogeneous=homogeneous)
     assert traj.certificate().passed, str(traj.certificate())
     assert ("euler_residual" in traj) == homogeneous
+
+
+def test_an_example_that_loses_all_its_neurons_makes_the_flow_stationary():
+    """Regression: `step_underflow`, when the square of the gradient underflowed.
+
+    All preactivations of example 1 become negative, beyond the smoothed band too, so
+    that its margin stays 0 and its loss ln 2, while the others' margins go on growing.
+    """
+    maps = [np.arange(24).reshape(4, 6) % 7, np.array([[1, 2, 0, 1]])]
+    x, y = vectors()
+    problem, traj = flow(M.SparseShared(maps, SMOOTH, key=KEY), x, y)
+    assert traj.result is gf.Result.stationary
+    np.testing.assert_allclose(traj.s[-1], np.log(8 / np.log(2)), rtol=1e-14)
+    margins = traj["margins"][-1]
+    assert margins[1] == 0 and np.delete(margins, 1).min() > 100
+    first, _ = traj.model.matrices()
+    assert np.all(first @ x[1] < 0)
+    # Where the smoothed band is wide enough the example is not lost.
+    model = M.SparseShared(maps, M.SmoothReLU(0.5), key=KEY)
+    _, traj = flow(model, x, y)
+    assert traj.certificate().passed, str(traj.certificate())
 
 
 def test_lyu_and_li_network_with_bias_in_the_first_layer():
