@@ -68,22 +68,27 @@ def test_padded_maximum():
     np.testing.assert_array_equal(out, windows[::2, ::2].max((-1, -2)))
 
 
-def test_smoothed_pooling_is_close_to_the_maximum_and_above_it():
+@pytest.mark.parametrize(
+    ("size", "stride", "padding", "rounds"), [(2, 2, 0, 2), (3, 2, 1, 4)]
+)
+def test_smoothed_pooling_is_close_to_the_maximum_and_above_it(
+    size, stride, padding, rounds
+):
     conv = M.Conv(2, 3, 3, key=KEY)
     x = jax.random.normal(KEY, (18, 18, 2))
     signal = conv(M.Signal.of(x))
-    exact = M.MaxPool(2)(signal)
+    exact = M.MaxPool(size, stride, padding)(signal)
     assert signal.scale is not None
     errors = []
     for eps in (1e-1, 1e-2, 1e-3):
-        smooth = M.MaxPool(2, eps=eps)(signal)
+        smooth = M.MaxPool(size, stride, padding, eps=eps)(signal)
         error = np.asarray(smooth.value - exact.value)
         assert error.min() > -1e-14
-        # Two rounds of at most 3/16 of the band each; the mean of the inputs'
-        # squared norms is at most the largest.
+        # Each round at most 3/16 of the band; the mean of the inputs' squared norms
+        # is at most the largest.
         largest = jnp.sqrt(jnp.max(signal.scale.inputs) + 0.01 * signal.scale.reference)
         band = eps * signal.scale.weight * largest
-        assert np.all(error <= 2 * 3 / 16 * band[None, None])
+        assert np.all(error <= rounds * 3 / 16 * band[None, None])
         errors.append(error.max())
     assert errors[0] > errors[1] > errors[2] > 0
 
@@ -212,7 +217,7 @@ def test_biases_everywhere_break_homogeneity():
         (lambda: M.LyuLiCNN(bias="some", key=KEY), "`bias` must be one of"),
         (lambda: M.HAlexNet(key=KEY)(jnp.zeros((3, 32, 32))), "channels last"),
         (lambda: M.Conv(1, 1, 2, padding="SAME", key=KEY), "filters of odd size"),
-        (lambda: M.MaxPool(3, 2, 1, eps=0.1), "padded windows"),
+        (lambda: M.MaxPool(2, padding=2), "every window meets the image"),
         (lambda: as_one(M.MaxPool(2, eps=0.1))(IMAGE), "needs the scale"),
         (lambda: as_one(M.Conv(3, 1, 2, key=KEY))(IMAGE), "A convolution of 3"),
         (lambda: as_one(M.Dense(3, 1, key=KEY))(IMAGE), "put `Flatten"),

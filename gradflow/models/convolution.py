@@ -43,7 +43,7 @@ def convolve_patches(
     (jax 0.10), and a flow is a loop; the matrix product does not.
     """
     join = functools.partial(jnp.concatenate, axis=-1)
-    patches = over_windows(pad(h, padding), join, weight.shape[1], stride)
+    patches = over_windows(pad(h, padding, "constant"), join, weight.shape[1], stride)
     return patches @ weight.reshape(len(weight), -1).T
 
 
@@ -101,7 +101,7 @@ class Conv(AbstractLayer):
         cpu = jax.default_backend() == "cpu"
         convolve = convolve_patches if cpu else convolve_natively
         z = convolve(h, self.weight, self.stride, self.padding)
-        square = pad(jnp.sum(h**2, axis=2), self.padding)
+        square = pad(jnp.sum(h**2, axis=2), self.padding, "constant")
         inputs = over_windows(square, _sum, size, self.stride)
         reference = size**2 * signal.reference
         if self.bias is not None:
@@ -113,11 +113,12 @@ class Conv(AbstractLayer):
 
 
 def pad(
-    h: Float[Array, "rows columns *channels"], padding: int, fill: float | int = 0
+    h: Float[Array, "rows columns *channels"],
+    padding: int,
+    mode: Literal["constant", "edge"],
 ) -> Float[Array, "more_rows more_columns *channels"]:
-    """The image with `padding` rows and columns of `fill` on each side."""
-    widths = [(padding, padding)] * 2 + [(0, 0)] * (h.ndim - 2)
-    return jnp.pad(h, widths, constant_values=fill)
+    """The image with `padding` rows and columns on each side: zeros, or its edges."""
+    return jnp.pad(h, [(padding, padding)] * 2 + [(0, 0)] * (h.ndim - 2), mode)
 
 
 def over_windows(
@@ -148,6 +149,7 @@ class MaxPool(AbstractLayer):
     sides' $\lVert h\rVert^2$: symmetric in each pair, exact where they differ by more
     than $r$, homogeneous. Put it before the activation, with which it commutes when
     exact: a pair of equal entries is raised by $\tfrac{3}{16} r$, dead ones too.
+    Padding repeats the edges of the image, which no exact maximum can tell from none.
 
     With `eps = 0`, entries that tie exactly share the derivative equally.
 
@@ -163,15 +165,15 @@ class MaxPool(AbstractLayer):
 
     def __check_init__(self):
         check_smoothing(self.eps, self.delta)
-        if self.eps > 0 and self.padding > 0:
+        if not 0 <= self.padding < self.size:
             raise ValueError(
-                f"`padding={self.padding}` and `eps={self.eps}`: a smoothed maximum "
-                "over padded windows is not defined; set one of them to zero."
+                f"`padding={self.padding}` must be less than `size={self.size}`, so "
+                "that every window meets the image."
             )
 
     def __call__(self, signal):
         scale = signal.scale
-        value = pad(signal.value, self.padding, -jnp.inf)
+        value = pad(signal.value, self.padding, "edge")
         if scale is None:
             if self.eps > 0:
                 raise ValueError(
@@ -179,7 +181,7 @@ class MaxPool(AbstractLayer):
                     "with weights before it: put a convolution there."
                 )
             return Signal(self._best(value, jnp.maximum), signal.reference)
-        inputs = pad(scale.inputs, self.padding)
+        inputs = pad(scale.inputs, self.padding, "edge")
         if self.eps == 0:
             value, size = self._best(value, jnp.maximum), self._best(inputs, _mean)
         else:
