@@ -137,6 +137,23 @@ def test_small_network_is_homogeneous_in_all_and_in_each_layer():
     check_degrees(unbiased, 3, (1, 1, 1), x, examples=3)
 
 
+def test_batches_of_images_give_the_gradient_of_all():
+    """Five examples of three classes, two at a time: the last batch is not full."""
+    model = small_cnn(M.MaxPool(2, eps=0.2), M.SmoothReLU(0.2), KEY)
+    x, y = jax.random.uniform(KEY, (5, 12, 12, 2)), jnp.arange(5) % 3
+
+    def of(batch_size):
+        problem = gf.Problem(model, x, y, homogeneous=False, batch_size=batch_size)
+        return jax.jit(lambda theta: problem.log_risk_and_direction(theta))(
+            problem.theta
+        )
+
+    (value, direction), (batched_value, batched_direction) = of(None), of(2)
+    np.testing.assert_allclose(batched_value, value, rtol=1e-14)
+    atol = 1e-14 * float(jnp.linalg.norm(direction))
+    np.testing.assert_allclose(batched_direction, direction, rtol=0, atol=atol)
+
+
 def test_gradients_have_no_nan_at_zero():
     model = small_cnn(M.MaxPool(2, eps=0.2), M.SmoothReLU(0.2), KEY)
     model = jax.tree.map(lambda a: 0 * a if eqx.is_array(a) else a, model)
