@@ -5,19 +5,54 @@ For $\Phi(x; c\theta) = c^L \Phi(x; \theta)$, $\langle\theta, \nabla_\theta\Phi\
 noise of the same size: zero weights or zero biases would satisfy the identity emptily.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
+
+from ._parameters import Layout
 
 _EXAMPLES = 32  # Euler's identity is tested on this many examples.
 
 
-def check_degree(outputs, theta, x, declared: float | int | None, eps: float) -> float:
-    """Returns the degree, measured; raises if there is none or `declared` is wrong.
+class Probe(NamedTuple):
+    """A network's outputs near `theta` for some examples, and their derivatives.
 
-    `eps` is the relative rounding of the outputs.
+    Compiled once, for the degree in all parameters and in each layer.
     """
-    tol = eps**0.6
-    degree, residual = _measure(_probe(outputs, theta, x), jnp.ones_like(theta))
+
+    outputs: Callable
+    theta: Array
+    x: Array
+    eps: float  # Relative rounding of the outputs.
+    run: Callable
+
+    @staticmethod
+    def of(outputs: Callable, theta: Array, x: Array, eps: float) -> "Probe":
+        """The probe of `outputs(theta, x)` on a few examples."""
+        x = x[:_EXAMPLES]
+
+        @jax.jit
+        def run(theta, mask):
+            # The outputs and their derivative along the masked theta.
+            value, radial = jax.jvp(lambda t: outputs(t, x), (theta,), (theta * mask,))
+            return value.ravel(), radial.ravel()
+
+        return Probe(outputs, theta, x, eps, run)
+
+    def __call__(self, mask: Array) -> tuple[Array, Array]:
+        """At two points, as one output alone satisfies the identity for some degree."""
+        results = [self.run(_shaken(self.theta, seed), mask) for seed in range(2)]
+        values, radials = zip(*results)
+        return jnp.concatenate(values), jnp.concatenate(radials)
+
+
+def check_degree(probe: Probe, declared: float | int | None) -> float:
+    """Returns the degree, measured; raises if there is none or `declared` is wrong."""
+    tol = probe.eps**0.6
+    degree, residual = _measure(probe, jnp.ones_like(probe.theta))
     if residual > tol:
         raise ValueError(
             f"`model` is not homogeneous: Euler's identity fails by {residual:.1e} "
@@ -32,14 +67,14 @@ def check_degree(outputs, theta, x, declared: float | int | None, eps: float) ->
     degree = _rounded(degree, tol) if declared is None else float(declared)
     if degree < 0:
         raise ValueError(f"`model` is homogeneous of negative degree {degree:.4g}.")
-    _check_scaling(outputs, theta, x, degree, tol)
+    _check_scaling(probe, degree, tol)
     return degree
 
 
-def _check_scaling(outputs, theta, x, degree, tol):
+def _check_scaling(probe, degree, tol):
     """Do values scale as the gradients say? A wrong derivative rule shows here."""
-    point = _shaken(theta, 0)
-    run = jax.jit(lambda t: outputs(t, x[:_EXAMPLES]))
+    point = _shaken(probe.theta, 0)
+    run = jax.jit(lambda t: probe.outputs(t, probe.x))
     once, twice = run(point), run(2 * point)
     size = jnp.max(jnp.abs(twice))
     error = jnp.max(jnp.abs(twice - 2.0**degree * once)) / jnp.where(size > 0, size, 1)
@@ -52,7 +87,7 @@ def _check_scaling(outputs, theta, x, degree, tol):
 
 
 def measured_layers(
-    outputs, theta, x, layout, degree: float, eps: float
+    probe: Probe, layout: Layout, degree: float
 ) -> tuple[tuple[tuple[int, ...], ...], tuple[float, ...]]:
     r"""The finest partition into layers that is found, and the degree in each.
 
@@ -61,7 +96,7 @@ def measured_layers(
     first layer. What is left then is one more: with Euler's identity for all
     parameters and for every other layer, it holds for the rest as well.
     """
-    tol, degree_in = eps**0.6, _degree_in(outputs, theta, x, layout, eps)
+    tol, degree_in = probe.eps**0.6, _degree_in(probe, layout)
     found: dict[tuple[int, ...], float] = {}
 
     def without_degree(candidates):
@@ -79,7 +114,7 @@ def measured_layers(
 
 
 def declared_layers(
-    outputs, theta, x, layout, layers, eps: float
+    probe: Probe, layout: Layout, layers
 ) -> tuple[tuple[tuple[int, ...], ...], tuple[float, ...]]:
     """The partition declared by names of arrays, and the degree in each layer."""
     names = list(layout.names)
@@ -88,7 +123,7 @@ def declared_layers(
             f"`layers={layers}` must name every trained array once: {names}."
         )
     parts = tuple(tuple(names.index(name) for name in layer) for layer in layers)
-    degree_in = _degree_in(outputs, theta, x, layout, eps)
+    degree_in = _degree_in(probe, layout)
     degrees = []
     for layer, arrays in zip(layers, parts):
         degrees.append(degree_in(arrays))
@@ -100,9 +135,10 @@ def declared_layers(
     return parts, tuple(degrees)
 
 
-def _degree_in(outputs, theta, x, layout, eps):
+def _degree_in(probe, layout):
     """The function: arrays (by number) -> degree in them together, or `None`."""
-    probe, tol, positions = _probe(outputs, theta, x), eps**0.6, jnp.arange(theta.size)
+    theta, tol = probe.theta, probe.eps**0.6
+    positions = jnp.arange(theta.size)
 
     def degree_in(arrays) -> float | None:
         inside = jnp.zeros(theta.size, bool)
@@ -113,25 +149,6 @@ def _degree_in(outputs, theta, x, layout, eps):
         return None if residual > tol else _rounded(degree, tol)
 
     return degree_in
-
-
-def _probe(outputs, theta, x):
-    """Compiled once: mask -> outputs and their derivative along the masked theta.
-
-    At two points, because one output alone satisfies the identity for some degree.
-    """
-    points, x = [_shaken(theta, seed) for seed in range(2)], x[:_EXAMPLES]
-
-    @jax.jit
-    def probe(theta, mask):
-        value, radial = jax.jvp(lambda t: outputs(t, x), (theta,), (theta * mask,))
-        return value.ravel(), radial.ravel()
-
-    def at_both(mask):
-        values, radials = zip(*(probe(point, mask) for point in points))
-        return jnp.concatenate(values), jnp.concatenate(radials)
-
-    return at_both
 
 
 def _measure(probe, mask):

@@ -24,6 +24,7 @@ from ._results import FlowError, Result
 from ._runfolder import RunFolder
 from ._settings import checked_saves, checked_solver, describe, warn_about_precision
 from ._trajectory import Trajectory
+from ._verdict import vanished
 from .diagnostics.snapshot import Snapshot
 from .diagnostics.standard import standard
 
@@ -99,7 +100,7 @@ def integrate(
     if not isinstance(problem, Problem):
         raise ValueError(f"`problem` must be a `gf.Problem`; got {type(problem)}.")
     solver = checked_solver(solver, problem, to, rtol, atol)
-    s0 = float(measured_s(problem, problem.theta))
+    s0 = float(eqx.filter_jit(measured_s)(problem, problem.theta))
     saves = checked_saves(saveat, s0, to)
     warn_about_precision(problem, to)
     if diagnostics is None:
@@ -185,7 +186,7 @@ class _Run:
             if int(carry.result) != state.RUNNING and not bool(
                 loop.pending(self.settings, carry)
             ):
-                return carry, _CODES[int(carry.result)]
+                return carry, self._named(carry)
             if self.interrupt.requested:
                 return carry, Result.interrupted
             if self.max_seconds is not None and self.wall_seconds > self.max_seconds:
@@ -205,6 +206,12 @@ class _Run:
             budget = _next_budget(budget, elapsed, self.max_seconds)
             self.progress.update(carry, self.rows, time.perf_counter() - began)
             self._checkpoint(carry)
+
+    def _named(self, carry) -> Result:
+        result, problem = _CODES[int(carry.result)], self.settings.flow.problem
+        if result is Result.step_underflow and bool(vanished(problem, carry.y[0])):
+            return Result.stationary
+        return result
 
     def _checkpoint(self, carry, force=False):
         if self.store is None or carry is None:

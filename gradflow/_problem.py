@@ -11,7 +11,7 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Num, PyTree
 
-from ._homogeneity import check_degree, declared_layers, measured_layers
+from ._homogeneity import Probe, check_degree, declared_layers, measured_layers
 from ._losses import AbstractLoss, CrossEntropy, Logistic
 from ._parameters import Fixed, Layout
 from .models.precision import InPrecision
@@ -110,14 +110,12 @@ class Problem(eqx.Module):
         self.y = loss.labels(y, output, self.theta.dtype)
         self.batch_size = None if batch_size is None else min(batch_size, len(x))
         if homogeneous:
-            self.degree = check_degree(
-                self._outputs_of, self.theta, x, degree, self.rounding
-            )
-            probed = self._outputs_of, self.theta, x, self.layout
+            probe = Probe.of(self._outputs_of, self.theta, x, self.rounding)
+            self.degree = check_degree(probe, degree)
             self.layers, self.layer_degrees = (
-                measured_layers(*probed, self.degree, self.rounding)
+                measured_layers(probe, self.layout, self.degree)
                 if layers is None
-                else declared_layers(*probed, layers, self.rounding)
+                else declared_layers(probe, self.layout, layers)
             )
         else:
             if degree is not None or layers is not None:

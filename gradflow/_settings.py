@@ -80,17 +80,24 @@ def checked_saves(saveat, s0: float, to: float | int) -> np.ndarray:
 
 def warn_about_precision(problem: Problem, to: float | int):
     """Warns where rounding alone moves the weights by more than a thousandth."""
-    rounding = float(jnp.finfo(problem.theta.dtype).eps) * abs(to)
-    if rounding > 1e-3:
-        warnings.warn(
-            f"In {problem.theta.dtype} margins near {to:g} are rounded to "
-            f"{rounding:.1e}, and the examples' weights to the same relative error: "
-            "results beyond log-risk time "
-            f"{1e-3 / float(jnp.finfo(problem.theta.dtype).eps):.0f} are not to be "
-            "trusted. Use float64 parameters (`jax.config.update('jax_enable_x64', "
-            "True)` before building the model).",
-            stacklevel=3,
+    eps, dtype = problem.rounding, problem.theta.dtype
+    if eps * abs(to) <= 1e-3:
+        return
+    if eps > float(jnp.finfo(dtype).eps):
+        where = f"With a network rounded to {eps:.1e} by `gf.models.InPrecision`"
+        remedy = "Use a higher precision there, or leave it out."
+    else:
+        where = f"In {dtype}"
+        remedy = (
+            "Use float64 parameters (`jax.config.update('jax_enable_x64', True)` "
+            "before building the model)."
         )
+    warnings.warn(
+        f"{where} margins near {to:g} are rounded to {eps * abs(to):.1e}, and the "
+        "examples' weights to the same relative error: results beyond log-risk time "
+        f"{1e-3 / eps:.0f} are not to be trusted. {remedy}",
+        stacklevel=3,
+    )
 
 
 def describe(settings, to, rtol, atol, s0) -> dict[str, Any]:

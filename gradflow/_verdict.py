@@ -4,6 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from ._problem import Problem
 from ._state import (
     CHATTERING,
     CLOCK_LOST,
@@ -26,6 +27,19 @@ def judged(settings: Settings, before: Carry, after: Carry, keep) -> Carry:
     progress = jnp.where(keep, _progress(before, after.y[0], after.s), 0)
     after = _watch_stall(settings, after, keep)
     return _verdict(settings, _watch_pace(settings, after, progress))
+
+
+@eqx.filter_jit
+def vanished(problem: Problem, theta: Float[Array, " k"]) -> Bool[Array, ""]:
+    """Whether ln L would change by less than rounding if theta moved by its own size.
+
+    So it does where every example is either fitted far beyond rounding or lost: with
+    all its neurons off it keeps the margin zero, and the risk stays above its loss. The
+    others' margins may grow until the square of the gradient underflows.
+    """
+    _, direction = problem.log_risk_and_direction(theta)
+    rho = jnp.linalg.norm(theta)
+    return (rho > 0) & (jnp.linalg.norm(direction) * rho < problem.rounding)
 
 
 def _watch_stall(settings: Settings, carry: Carry, keep: Bool[Array, ""]) -> Carry:

@@ -100,6 +100,61 @@ def test_smoothed_activations_are_homogeneous_and_close(z, c):
             np.testing.assert_allclose(value, true, rtol=1e-14)
 
 
+EVERY = [
+    *(M.Identity(), M.ReLU(), M.LeakyReLU(0.2), M.PowerReLU(2), M.PowerReLU(1.5)),
+    *(M.Power(1), M.Power(2), M.Power(3), *SMOOTH),
+]
+
+
+@settings(max_examples=20, deadline=None)
+@given(z=st.floats(-3, 3), log_c=st.floats(-5, 5))
+def test_every_activation_scales_with_its_degree_and_obeys_euler(z, log_c):
+    """f(c z; c r) = c^k f(z; r), and z f_z + r f_r = k f: both, at any point."""
+    c = np.exp(log_c)
+
+    def along(activation, c):
+        scale = M.Scale(jnp.full(1, c), jnp.ones(()), jnp.ones(()))
+        return activation(jnp.full(1, z * c), scale)[0]
+
+    for activation in EVERY:
+        k = activation.degree
+        value, radial = jax.jvp(
+            lambda c, a=activation: along(a, c), (jnp.array(1.0),), (jnp.array(1.0),)
+        )
+        np.testing.assert_allclose(along(activation, c), c**k * value, rtol=1e-12)
+        # Inside the band z f_z and r f_r cancel; they are at most about |z| + r.
+        np.testing.assert_allclose(radial, k * value, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize(("number", "jump"), [(0, 1), (1, 0.8), (2, 2)])
+def test_every_smoothing_is_twice_differentiable_with_error_proportional_to_eps(
+    number, jump
+):
+    """At both edges and beyond, and 3/16 of the band at z = 0, the largest error."""
+    activation, exact = SMOOTH[number], EXACT[number]
+    unit = M.Scale(jnp.ones(1), jnp.ones(()), jnp.ones(()))
+
+    def f(z):
+        return activation(z[None], unit)[0]
+
+    both = jax.jit(lambda z: jnp.stack([f(z), jax.grad(f)(z), jax.hessian(f)(z)]))
+    r = 0.1 * np.sqrt(1.01)
+    for edge in (-r, r):
+        inside, outside = (both(jnp.array(edge * (1 + h))) for h in (-1e-9, 1e-9))
+        # The third derivative is 3/2 jump / r^2, and the points are 2e-9 r apart.
+        np.testing.assert_allclose(inside, outside, rtol=0, atol=4e-9 * jump / r)
+        assert outside[2] == 0
+
+    z = jnp.linspace(-1, 1, 2001)
+    true = jnp.abs(z) if exact is None else exact(z)
+    for eps in (1e-1, 1e-2, 1e-3):
+        smooth = type(activation)(eps, *((0.2,) if number == 1 else ()))
+        values = jax.vmap(lambda z, a=smooth: a(z[None], unit)[0])(z)
+        error = jnp.max(jnp.abs(values - true))
+        expected = jump * 3 / 16 * eps * np.sqrt(1.01)
+        np.testing.assert_allclose(error, expected, rtol=1e-12)
+
+
 def test_zero_width_is_the_exact_activation():
     z = jnp.linspace(-1, 1, 5)
     np.testing.assert_array_equal(M.SmoothReLU(0.0)(z), M.ReLU()(z))

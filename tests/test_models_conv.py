@@ -68,22 +68,27 @@ def test_padded_maximum():
     np.testing.assert_array_equal(out, windows[::2, ::2].max((-1, -2)))
 
 
-def test_smoothed_pooling_is_close_to_the_maximum_and_above_it():
+@pytest.mark.parametrize(
+    ("size", "stride", "padding", "rounds"), [(2, 2, 0, 2), (3, 2, 1, 4)]
+)
+def test_smoothed_pooling_is_close_to_the_maximum_and_above_it(
+    size, stride, padding, rounds
+):
     conv = M.Conv(2, 3, 3, key=KEY)
     x = jax.random.normal(KEY, (18, 18, 2))
     signal = conv(M.Signal.of(x))
-    exact = M.MaxPool(2)(signal)
+    exact = M.MaxPool(size, stride, padding)(signal)
     assert signal.scale is not None
     errors = []
     for eps in (1e-1, 1e-2, 1e-3):
-        smooth = M.MaxPool(2, eps=eps)(signal)
+        smooth = M.MaxPool(size, stride, padding, eps=eps)(signal)
         error = np.asarray(smooth.value - exact.value)
         assert error.min() > -1e-14
-        # Two rounds of at most 3/16 of the band each; the mean of the inputs'
-        # squared norms is at most the largest.
+        # Each round at most 3/16 of the band; the mean of the inputs' squared norms
+        # is at most the largest.
         largest = jnp.sqrt(jnp.max(signal.scale.inputs) + 0.01 * signal.scale.reference)
         band = eps * signal.scale.weight * largest
-        assert np.all(error <= 2 * 3 / 16 * band[None, None])
+        assert np.all(error <= rounds * 3 / 16 * band[None, None])
         errors.append(error.max())
     assert errors[0] > errors[1] > errors[2] > 0
 
@@ -130,6 +135,23 @@ def test_small_network_is_homogeneous_in_all_and_in_each_layer():
     assert problem.layer_degrees == (1, 1, 1)
     unbiased = eqx.tree_at(lambda m: m.layers[0].bias, model, None)
     check_degrees(unbiased, 3, (1, 1, 1), x, examples=3)
+
+
+def test_batches_of_images_give_the_gradient_of_all():
+    """Five examples of three classes, two at a time: the last batch is not full."""
+    model = small_cnn(M.MaxPool(2, eps=0.2), M.SmoothReLU(0.2), KEY)
+    x, y = jax.random.uniform(KEY, (5, 12, 12, 2)), jnp.arange(5) % 3
+
+    def of(batch_size):
+        problem = gf.Problem(model, x, y, homogeneous=False, batch_size=batch_size)
+        return jax.jit(lambda theta: problem.log_risk_and_direction(theta))(
+            problem.theta
+        )
+
+    (value, direction), (batched_value, batched_direction) = of(None), of(2)
+    np.testing.assert_allclose(batched_value, value, rtol=1e-14)
+    atol = 1e-14 * float(jnp.linalg.norm(direction))
+    np.testing.assert_allclose(batched_direction, direction, rtol=0, atol=atol)
 
 
 def test_gradients_have_no_nan_at_zero():
@@ -212,7 +234,7 @@ def test_biases_everywhere_break_homogeneity():
         (lambda: M.LyuLiCNN(bias="some", key=KEY), "`bias` must be one of"),
         (lambda: M.HAlexNet(key=KEY)(jnp.zeros((3, 32, 32))), "channels last"),
         (lambda: M.Conv(1, 1, 2, padding="SAME", key=KEY), "filters of odd size"),
-        (lambda: M.MaxPool(3, 2, 1, eps=0.1), "padded windows"),
+        (lambda: M.MaxPool(2, padding=2), "every window meets the image"),
         (lambda: as_one(M.MaxPool(2, eps=0.1))(IMAGE), "needs the scale"),
         (lambda: as_one(M.Conv(3, 1, 2, key=KEY))(IMAGE), "A convolution of 3"),
         (lambda: as_one(M.Dense(3, 1, key=KEY))(IMAGE), "put `Flatten"),

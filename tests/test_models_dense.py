@@ -46,6 +46,26 @@ def test_problem_measures_the_degrees():
     assert problem.layer_degrees == layer_degrees
 
 
+@pytest.mark.parametrize("train_outer", [False, True])
+def test_two_layer_network_written_out(train_outer):
+    """A mean over neurons with `mean_field`, a sum without; signs fixed or trained."""
+    for mean_field in (False, True):
+        model = M.TwoLayer(
+            4, 8, key=KEY, train_outer=train_outer, mean_field=mean_field
+        )
+        outer = model.outer.value if isinstance(model.outer, gf.Fixed) else model.outer
+        np.testing.assert_array_equal(np.abs(outer), 1)
+        y = jnp.where(X[:, 0] > 0, 1.0, -1.0)
+        problem = gf.Problem(model, X, y, homogeneous=False)
+        assert problem.k == 8 * (4 + train_outer)
+        w = np.asarray(model.inner.weight)
+        terms = [a * np.maximum(X @ v, 0) ** 2 for a, v in zip(np.asarray(outer), w)]
+        expected = sum(terms) / (8 if mean_field else 1)
+        np.testing.assert_allclose(
+            problem.outputs(problem.theta), expected, rtol=1e-12, atol=1e-14
+        )
+
+
 def naive_smooth_mlp(weights, x, eps, delta):
     """Neuron by neuron, r = eps |w| sqrt(|h|^2 + delta^2 |x|^2 prod |W|^2 / fan-in)."""
     h, product = np.asarray(x), float(np.sum(np.asarray(x) ** 2))

@@ -1,11 +1,14 @@
 """Every family of models flows on small data and passes its certificate."""
 
+import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import gradflow as gf
+from gradflow._settings import warn_about_precision
 
 M = gf.models
 KEY = jax.random.key(3)
@@ -43,7 +46,7 @@ DENSE = {
     "sparse_shared": (
         lambda: M.SparseShared(
             [jnp.arange(24).reshape(4, 6) % 7, jnp.array([[1, 2, 0, 1]])],
-            M.SmoothLeakyReLU(0.1, 0.2),  # With ReLU an example may lose all neurons.
+            M.SmoothLeakyReLU(0.1, 0.2),  # See below for what ReLU does.
             key=KEY,
         ),
         True,
@@ -67,16 +70,120 @@ def test_dense_families(name):
     assert ("euler_residual" in traj) == homogeneous
 
 
-def test_lyu_and_li_network_with_bias_in_the_first_layer():
-    # Smoothed: exact kinks of activations and pooling cost the clock 0.26 by s = 5.
-    pool = M.MaxPool(2, eps=0.1)
-    model = M.LyuLiCNN(SMOOTH, pool, widths=(3, 4, 8), key=KEY)
-    x = jax.random.uniform(KEY, (4, 28, 28))
-    problem = gf.Problem(model, x, jnp.arange(4) % 2)
-    assert problem.layer_degrees == (1, 1, 1, 1)
-    solver = gf.solvers.RKC2()
-    traj = gf.integrate(problem, to=5.0, rtol=1e-3, saveat=3, solver=solver)
+def test_an_example_that_loses_all_its_neurons_makes_the_flow_stationary():
+    """Regression: `step_underflow`, when the square of the gradient underflowed.
+
+    All preactivations of example 1 become negative, beyond the smoothed band too, so
+    that its margin stays 0 and its loss ln 2, while the others' margins go on growing.
+    """
+    maps = [np.arange(24).reshape(4, 6) % 7, np.array([[1, 2, 0, 1]])]
+    x, y = vectors()
+    problem, traj = flow(M.SparseShared(maps, SMOOTH, key=KEY), x, y)
+    assert traj.result is gf.Result.stationary
+    np.testing.assert_allclose(traj.s[-1], np.log(8 / np.log(2)), rtol=1e-14)
+    margins = traj["margins"][-1]
+    assert margins[1] == 0 and np.delete(margins, 1).min() > 100
+    first, _ = traj.model.matrices()
+    assert np.all(first @ x[1] < 0)
+    # Where the smoothed band is wide enough the example is not lost.
+    model = M.SparseShared(maps, M.SmoothReLU(0.5), key=KEY)
+    _, traj = flow(model, x, y)
     assert traj.certificate().passed, str(traj.certificate())
+
+
+# The papers' convolutional networks, narrow; the shape of an image; the number of
+# layers of those that are homogeneous. Pools are smoothed too: exact ones have kinks of
+# their own, on which ResNet-18 chatters at s = 3.
+POOL, STEM = M.MaxPool(2, eps=0.1), M.MaxPool(3, 2, 1, eps=0.1)
+
+
+def vgg(bias):
+    widths, repeats = (2, 3, 4, 4, 4), (1, 1, 1, 1, 1)
+    return M.VGG16(SMOOTH, POOL, bias=bias, widths=widths, repeats=repeats, key=KEY)
+
+
+CONVOLUTIONAL = {
+    "h_alexnet": (
+        lambda: M.HAlexNet(SMOOTH, POOL, widths=(2, 3, 6, 5), key=KEY),
+        (32, 32, 3),
+        5,
+    ),
+    **{
+        f"lyu_li_{bias}": (
+            lambda bias=bias: M.LyuLiCNN(
+                SMOOTH, POOL, bias=bias, widths=(3, 4, 8), key=KEY
+            ),
+            (28, 28),
+            layers,
+        )
+        for bias, layers in (("none", 4), ("first", 4), ("all", None))
+    },
+    "vgg_first": (lambda: vgg("first"), (32, 32, 3), 6),
+    "vgg_all": (lambda: vgg("all"), (32, 32, 3), None),
+    "resnet": (
+        lambda: M.ResNet18(SMOOTH, STEM, widths=(2, 3), key=KEY),
+        (32, 32, 3),
+        None,
+    ),
+    "densenet": (
+        lambda: M.DenseNet121(SMOOTH, STEM, blocks=(1, 1), growth=2, key=KEY),
+        (32, 32, 3),
+        None,
+    ),
+}
+
+
+@pytest.fixture
+def quick_compilation():
+    """These networks take longer to compile than to flow."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+@pytest.mark.usefixtures("quick_compilation")
+def test_convolutional_families(name):
+    make, shape, layers = CONVOLUTIONAL[name]
+    x, y = jax.random.uniform(jax.random.key(1), (4, *shape)), jnp.arange(4) % 2
+    problem = gf.Problem(make(), x, y, homogeneous=layers is not None)
+    # The explicit solver compiles in half the time; these problems are hardly stiff.
+    solver = diffrax.Tsit5()
+    traj = gf.integrate(problem, to=10.0, rtol=1e-6, saveat=6, solver=solver)
+    certificate = traj.certificate()
+    assert certificate.passed, str(certificate)
+    # From before separation to far past it: the least margin is nearly s.
+    margins = traj["margins"].min(axis=1)
+    assert margins[0] < 0 < 8 < margins[-1]
+    names = {row.name for row in certificate.rows}
+    assert {"clock drift", "growth of the norm"} <= names
+    needs_homogeneity = {
+        *("fall of the smoothed margin", "fall of the layerwise margin"),
+        *("Euler's identity", "balance of layers", "growth of the margin"),
+    }
+    if layers is not None:
+        assert problem.layer_degrees == (1,) * layers
+        assert needs_homogeneity <= names
+    else:
+        assert not needs_homogeneity & names
+        assert not {"normalized_margins", "beta", "euler_residual"} & set(traj)
+        check_general_margins(traj, x, y)
+
+
+def check_general_margins(traj, x, y):
+    """Over their median (Ji and Telgarsky, Appendix A), and at unit norm (Vardi)."""
+    for margins, by_median in zip(traj["margins"], traj["median_normalized_margins"]):
+        positive = [p for p in margins if p >= 0]
+        if positive:
+            np.testing.assert_allclose(by_median * np.median(positive), margins)
+    rho = traj["rho"][-1]
+    unit = jax.tree.map(lambda a: a / rho if eqx.is_array(a) else a, traj.model)
+    outputs = np.asarray(jax.jit(jax.vmap(unit, axis_name="batch"))(x))
+    expected = [o[k] - np.delete(o, k).max() for o, k in zip(outputs, y)]
+    # Margins at unit norm are small differences of outputs.
+    atol = 1e-12 * np.abs(outputs).max()
+    np.testing.assert_allclose(traj["unit_norm_margins"][-1], expected, atol=atol)
 
 
 def test_convolutional_network():
@@ -181,6 +288,28 @@ def test_low_precision_network_keeps_margins_to_its_rounding():
         assert b.dtype == jnp.float64
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
         assert not np.array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "lower", "trusted"),
+    [
+        ("float32", None, 8389),
+        ("float64", "float32", 8389),
+        ("float64", "bfloat16", 0.128),
+        ("float64", None, 4.5e12),
+    ],
+)
+def test_warning_where_rounding_spoils_the_weights(dtype, lower, trusted):
+    """A thousandth of accuracy in margins near s needs a rounding of 1e-3 / s."""
+    model = M.Linear(6)
+    model = eqx.tree_at(lambda m: m.weight, model, model.weight.astype(dtype))
+    model = model if lower is None else M.InPrecision(model, jnp.dtype(lower))
+    x, y = vectors()
+    problem = gf.Problem(model, x.astype(dtype), y, homogeneous=False)
+    warn_about_precision(problem, 0.9 * trusted)  # Silent: warnings are errors here.
+    said = "InPrecision" if lower else f"In {dtype}"
+    with pytest.warns(UserWarning, match=said):
+        warn_about_precision(problem, 1.1 * trusted)
 
 
 def test_flow_of_a_float32_network_with_float64_margins_and_state():

@@ -49,6 +49,7 @@ def test_h_alexnet_computes_what_pytorch_would():
 MODELS = {
     "alexnet": lambda: M.HAlexNet(key=KEY),
     "lyu_li": lambda: M.LyuLiCNN(bias="all", key=KEY),
+    "lyu_li_narrow": lambda: M.LyuLiCNN(widths=(2, 3, 4), key=KEY),
     "vgg": lambda: M.VGG16(widths=(2, 3, 4, 4, 4), key=KEY),
     "resnet": lambda: M.ResNet18(widths=(2, 3), key=KEY),
     "densenet": lambda: M.DenseNet121(blocks=(2, 1), growth=2, key=KEY),
@@ -56,6 +57,7 @@ MODELS = {
     "linear": lambda: M.DeepLinear((3, 4, 2), key=KEY),
 }
 EXPECTED = {
+    "lyu_li_narrow": {"fc1.weight": (4, 147), "conv1.bias": (2,)},
     "lyu_li": {"conv2.weight": (64, 32, 3, 3), "fc1.bias": (1024,)},
     "vgg": {"features.0.bias": (2,), "features.28.weight": (4, 4, 3, 3)},
     "resnet": {"layer2.0.downsample.1.weight": (3,), "bn1.bias": (2,)},

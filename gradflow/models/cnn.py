@@ -31,8 +31,8 @@ class HAlexNet(eqx.Module):
     conv-6 5x5, pool, conv-16 5x5, pool, fc-120, fc-84, fc-10 on 32x32x3 images, ReLU
     between the layers. Pooling comes before the activation, with which it commutes.
 
-    **Arguments:** `activation`; `pool`, such as `MaxPool(2, eps=1e-2)`; `key`, `scale`:
-    He initialisation times `scale`.
+    **Arguments:** `activation`; `pool`, such as `MaxPool(2, eps=1e-2)`; `widths` of the
+    four hidden layers; `key`, `scale`: He initialisation times `scale`.
 
     **Attributes:** `convs` (2 `Conv`), `dense` (3 `Dense`), `activation`, `pool`.
 
@@ -49,18 +49,19 @@ class HAlexNet(eqx.Module):
         activation: AbstractActivation = ReLU(),
         pool: MaxPool = MaxPool(2),
         *,
+        widths: tuple[int, int, int, int] = (6, 16, 120, 84),
         key: PRNGKeyArray,
         scale: float | int = 1.0,
     ):
-        keys = jax.random.split(key, 5)
+        keys, (a, b, c, d) = jax.random.split(key, 5), widths
         self.convs = (
-            Conv(3, 6, 5, key=keys[0], scale=scale),
-            Conv(6, 16, 5, key=keys[1], scale=scale),
+            Conv(3, a, 5, key=keys[0], scale=scale),
+            Conv(a, b, 5, key=keys[1], scale=scale),
         )
         self.dense = (
-            Dense(400, 120, key=keys[2], scale=scale),
-            Dense(120, 84, key=keys[3], scale=scale),
-            Dense(84, 10, key=keys[4], scale=scale),
+            Dense(5 * 5 * b, c, key=keys[2], scale=scale),
+            Dense(c, d, key=keys[3], scale=scale),
+            Dense(d, 10, key=keys[4], scale=scale),
         )
         self.activation = activation
         self.pool = pool
@@ -138,7 +139,8 @@ class VGG16(eqx.Module):
     conv-64 twice, conv-128 twice, conv-256, conv-512 and conv-512 three times each, all
     3x3, with a pool after each group, and fc-10, on 32x32x3 images.
 
-    **Arguments:** as for `LyuLiCNN`, and `widths`, the channels of the five groups.
+    **Arguments:** as for `LyuLiCNN`, but `widths` are the channels of the five groups,
+    and `repeats` their numbers of convolutions ((1, 1, 2, 2, 2) makes VGGNet-11).
 
     **Attributes:** `groups` (tuples of `Conv`), `dense`, `activation`, `pool`.
 
@@ -157,15 +159,17 @@ class VGG16(eqx.Module):
         *,
         bias: str = "first",
         widths: tuple[int, int, int, int, int] = (64, 128, 256, 512, 512),
+        repeats: tuple[int, int, int, int, int] = (2, 2, 3, 3, 3),
         key: PRNGKeyArray,
         scale: float | int = 1.0,
     ):
-        keys = iter(jax.random.split(key, 14))
-        biases = iter(_biases(bias, 14))
+        depth = sum(repeats) + 1
+        keys = iter(jax.random.split(key, depth))
+        biases = iter(_biases(bias, depth))
         groups, inputs = [], 3
-        for width, repeats in zip(widths, (2, 2, 3, 3, 3)):
+        for width, count in zip(widths, repeats):
             group = []
-            for _ in range(repeats):
+            for _ in range(count):
                 group.append(
                     Conv(
                         inputs,

@@ -1,12 +1,13 @@
 """Convolution and pooling of images, channels last."""
 
 import functools
+from collections.abc import Callable
 from typing import Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .activations import Scale, check_smoothing, safe_sqrt, smooth_relu
 from .layers import AbstractLayer, Signal, he_normal
@@ -41,7 +42,8 @@ def convolve_patches(
     On a CPU, XLA's convolution takes 15 times longer inside a loop than outside it
     (jax 0.10), and a flow is a loop; the matrix product does not.
     """
-    patches = jnp.concatenate(windows(h, weight.shape[1], stride, padding, 0), axis=-1)
+    join = functools.partial(jnp.concatenate, axis=-1)
+    patches = over_windows(pad(h, padding, "constant"), join, weight.shape[1], stride)
     return patches @ weight.reshape(len(weight), -1).T
 
 
@@ -99,10 +101,8 @@ class Conv(AbstractLayer):
         cpu = jax.default_backend() == "cpu"
         convolve = convolve_patches if cpu else convolve_natively
         z = convolve(h, self.weight, self.stride, self.padding)
-        square = jnp.sum(h**2, axis=2)
-        inputs = functools.reduce(
-            jnp.add, windows(square, size, self.stride, self.padding, 0)
-        )
+        square = pad(jnp.sum(h**2, axis=2), self.padding, "constant")
+        inputs = over_windows(square, _sum, size, self.stride)
         reference = size**2 * signal.reference
         if self.bias is not None:
             z = z + self.bias[None, None]
@@ -112,23 +112,33 @@ class Conv(AbstractLayer):
         return Signal(z, reference * jnp.sum(rows) / fan_in, scale)
 
 
-def windows(
+def pad(
     h: Float[Array, "rows columns *channels"],
-    size: int,
-    stride: int,
     padding: int,
-    fill: float | int,
-) -> list[Float[Array, "new_rows new_columns *channels"]]:
-    """The `size * size` strided views of an image whose entries meet in a window."""
-    h = jnp.pad(
-        h, [(padding, padding)] * 2 + [(0, 0)] * (h.ndim - 2), constant_values=fill
-    )
-    rows, columns = ((n - size) // stride * stride + 1 for n in h.shape[:2])
-    return [
-        h[i : i + rows : stride, j : j + columns : stride]
-        for i in range(size)
-        for j in range(size)
-    ]
+    mode: Literal["constant", "edge"],
+) -> Float[Array, "more_rows more_columns *channels"]:
+    """The image with `padding` rows and columns on each side: zeros, or its edges."""
+    return jnp.pad(h, [(padding, padding)] * 2 + [(0, 0)] * (h.ndim - 2), mode)
+
+
+def over_windows(
+    images: PyTree[Array], combine: Callable[[list], PyTree], size: int, stride: int
+) -> PyTree[Array]:
+    """Combines the entries of each window: of each row's first, then those of rows.
+
+    `combine` gets a list of `size` strided views. Taking all `size * size` at once
+    means many more operations, and compiling takes much longer.
+    """
+    for axis in (1, 0):
+
+        def view(image, i):
+            length = (image.shape[axis] - size) // stride * stride + 1
+            return jax.lax.slice_in_dim(image, i, i + length, stride, axis)
+
+        images = combine(
+            [jax.tree.map(lambda h, i=i: view(h, i), images) for i in range(size)]
+        )
+    return images
 
 
 class MaxPool(AbstractLayer):
@@ -139,6 +149,7 @@ class MaxPool(AbstractLayer):
     sides' $\lVert h\rVert^2$: symmetric in each pair, exact where they differ by more
     than $r$, homogeneous. Put it before the activation, with which it commutes when
     exact: a pair of equal entries is raised by $\tfrac{3}{16} r$, dead ones too.
+    Padding repeats the edges of the image, which no exact maximum can tell from none.
 
     With `eps = 0`, entries that tie exactly share the derivative equally.
 
@@ -154,27 +165,25 @@ class MaxPool(AbstractLayer):
 
     def __check_init__(self):
         check_smoothing(self.eps, self.delta)
-        if self.eps > 0 and self.padding > 0:
+        if not 0 <= self.padding < self.size:
             raise ValueError(
-                f"`padding={self.padding}` and `eps={self.eps}`: a smoothed maximum "
-                "over padded windows is not defined; set one of them to zero."
+                f"`padding={self.padding}` must be less than `size={self.size}`, so "
+                "that every window meets the image."
             )
 
     def __call__(self, signal):
-        def views(h, fill):
-            return windows(h, self.size, self.stride or self.size, self.padding, fill)
-
-        scale, values = signal.scale, views(signal.value, -jnp.inf)
+        scale = signal.scale
+        value = pad(signal.value, self.padding, "edge")
         if scale is None:
             if self.eps > 0:
                 raise ValueError(
                     f"Smoothed pooling (eps={self.eps}) needs the scale of a layer "
                     "with weights before it: put a convolution there."
                 )
-            return Signal(_tournament(values, jnp.maximum), signal.reference)
+            return Signal(self._best(value, jnp.maximum), signal.reference)
+        inputs = pad(scale.inputs, self.padding, "edge")
         if self.eps == 0:
-            inputs = views(scale.inputs, 0)
-            value, size = _tournament(values, jnp.maximum), _tournament(inputs, _mean)
+            value, size = self._best(value, jnp.maximum), self._best(inputs, _mean)
         else:
 
             def match(first, second):
@@ -183,18 +192,25 @@ class MaxPool(AbstractLayer):
                 pair = Scale(scale.weight, size, scale.reference)
                 return b + smooth_relu(a - b, pair.band(self.eps, self.delta)), size
 
-            players = list(zip(values, views(scale.inputs, 0)))
-            value, size = _tournament(players, match)
+            value, size = self._best((value, inputs), match)
         return Signal(
             value, signal.reference, Scale(scale.weight, size, scale.reference)
         )
+
+    def _best(self, images, match):
+        tournament = functools.partial(_tournament, match)
+        return over_windows(images, tournament, self.size, self.stride or self.size)
+
+
+def _sum(views):
+    return functools.reduce(jnp.add, views)
 
 
 def _mean(a, b):
     return (a + b) / 2
 
 
-def _tournament(players, match):
+def _tournament(match, players):
     while len(players) > 1:
         pairs = zip(players[::2], players[1::2])
         odd = players[-1:] if len(players) % 2 else []
@@ -209,7 +225,7 @@ class AvgPool(AbstractLayer):
 
     def __call__(self, signal):
         def mean(h):
-            return jnp.mean(jnp.stack(windows(h, self.size, self.size, 0, 0)), axis=0)
+            return over_windows(h, _sum, self.size, self.size) / self.size**2
 
         scale = signal.scale
         if scale is not None:

@@ -95,7 +95,8 @@ class ResNet18(Module):
 
     **Arguments:**
 
-    - `activation`: between the layers.
+    - `activation`: between the layers; `pool`, behind the first, such as
+        `MaxPool(3, 2, 1, eps=1e-2)`.
     - `norm`: batch normalisation in its training form over the whole batch, or none.
     - `widths`: channels of the four groups of two blocks.
     - `key`, `scale`: He initialisation times `scale`.
@@ -110,10 +111,12 @@ class ResNet18(Module):
     blocks: tuple[BasicBlock, ...]
     fc: Dense
     activation: AbstractActivation
+    pool: MaxPool
 
     def __init__(
         self,
         activation: AbstractActivation = ReLU(),
+        pool: MaxPool = MaxPool(3, 2, 1),
         *,
         norm: bool = True,
         widths: Sequence[int] = (64, 128, 256, 512),
@@ -143,10 +146,11 @@ class ResNet18(Module):
         self.blocks = tuple(blocks)
         self.fc = Dense(inputs, 10, bias=True, key=next(keys), scale=scale)
         self.activation = activation
+        self.pool = pool
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, " 10"]:
         """The ten outputs for one image, inside `jax.vmap(..., axis_name="batch")`."""
-        stem = (self.conv1, self.bn1, self.activation, MaxPool(3, 2, 1))
+        stem = (self.conv1, self.bn1, self.activation, self.pool)
         signal = _pass(image(x, 3), *stem)
         return output(_pass(signal, *self.blocks, GlobalAvgPool(), self.fc))
 
@@ -225,10 +229,12 @@ class DenseNet121(Module):
     norm5: BatchNorm | None
     classifier: Dense
     activation: AbstractActivation
+    pool: MaxPool
 
     def __init__(
         self,
         activation: AbstractActivation = ReLU(),
+        pool: MaxPool = MaxPool(3, 2, 1),
         *,
         norm: bool = True,
         blocks: Sequence[int] = (6, 12, 24, 16),
@@ -267,10 +273,11 @@ class DenseNet121(Module):
         self.norm5 = _norm(width, norm)
         self.classifier = Dense(width, 10, bias=True, key=next(keys), scale=scale)
         self.activation = activation
+        self.pool = pool
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, " 10"]:
         """The ten outputs for one image, inside `jax.vmap(..., axis_name="batch")`."""
-        stem = (self.conv0, self.norm0, self.activation, MaxPool(3, 2, 1))
+        stem = (self.conv0, self.norm0, self.activation, self.pool)
         signal = _pass(image(x, 3), *stem)
         for group, transition in zip(self.blocks, (*self.transitions, None)):
             signal = _pass(signal, *group, transition)

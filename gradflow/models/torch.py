@@ -104,11 +104,12 @@ def _safetensors():
 
 
 def _to_ours(array, image):
-    """`image`: (channels, height, width) of what a dense layer's columns flatten."""
+    """`image`: (height, width) of what a dense layer's columns flatten."""
     if array.ndim == 4:
         return array.transpose(0, 2, 3, 1)
     if image is not None and array.ndim == 2:
-        return array.reshape(-1, *image).transpose(0, 2, 3, 1).reshape(len(array), -1)
+        array = array.reshape(len(array), -1, *image)
+        return array.transpose(0, 2, 3, 1).reshape(len(array), -1)
     return array
 
 
@@ -116,13 +117,12 @@ def _to_torch(array, image):
     if array.ndim == 4:
         return array.transpose(0, 3, 1, 2)
     if image is not None and array.ndim == 2:
-        channels, height, width = image
-        array = array.reshape(-1, height, width, channels)
+        array = array.reshape(len(array), *image, -1)
         return array.transpose(0, 3, 1, 2).reshape(len(array), -1)
     return array
 
 
-def _slots(model) -> dict[str, tuple[Any, tuple[int, int, int] | None]]:
+def _slots(model) -> dict[str, tuple[Any, tuple[int, int] | None]]:
     """PyTorch's name of each array, the array, and the image behind its columns."""
     slots = {}
     for prefix, (layer, image) in _layers(model).items():
@@ -135,7 +135,7 @@ def _slots(model) -> dict[str, tuple[Any, tuple[int, int, int] | None]]:
 
 def _layers(model) -> dict[str, tuple[Any, Any]]:
     if isinstance(model, HAlexNet | LyuLiCNN):
-        image = (16, 5, 5) if isinstance(model, HAlexNet) else (64, 7, 7)
+        image = (5, 5) if isinstance(model, HAlexNet) else (7, 7)
         layers: dict[str, Any] = {
             f"conv{i}": (conv, None) for i, conv in enumerate(model.convs, 1)
         }
