@@ -19,6 +19,10 @@ from .diagnostics.kkt import KKT, kkt
 from .diagnostics.snapshot import Snapshot
 from .diagnostics.support import direction_norm
 
+# Fewer candidates than `kkt`'s default: least squares over 4000 takes minutes.
+_KKT_ROWS = 500
+_KKT_ENTRIES = 2**24
+
 
 class Final(NamedTuple):
     """The end of a trajectory, evaluated anew."""
@@ -51,7 +55,8 @@ def _kkt(problem, snap) -> KKT | None:
     if not problem.degree or not bool(jnp.min(snap.margins) > 0):
         return None
     try:
-        return kkt(problem, snap.theta)
+        rows = min(_KKT_ROWS, max(1, _KKT_ENTRIES // problem.k))
+        return kkt(problem, snap.theta, max_rows=rows)
     except ValueError:
         return None  # Batch normalisation: no margin has a gradient of its own.
 
