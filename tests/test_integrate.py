@@ -10,6 +10,7 @@ import pytest
 from scipy.integrate import solve_ivp
 
 import gradflow as gf
+from gradflow import _loop
 
 from .helpers import separable
 
@@ -167,6 +168,21 @@ def test_every_solver_is_accepted_and_counts_its_work(solver):
     assert np.max(np.abs(traj["clock_drift"])) < 1e-3
     if not isinstance(solver, diffrax.Kvaerno5):
         assert traj.stats["gradient_evaluations"] >= 2 * traj.stats["steps"]
+
+
+def test_saved_points_are_found_in_few_passes():
+    calls = []
+
+    def function(t):
+        calls.append(t)
+        return jnp.exp(t) - 2
+
+    low, high = ((jnp.array(t), jnp.exp(t) - 2) for t in (0.0, 1.0))
+    with jax.disable_jit():
+        found = _loop._root(function, low, high, 1e-12)
+    np.testing.assert_allclose(found, np.log(2), atol=1e-12)
+    # Of order 1.44 from 0.2 to 1e-12: 8, and one that bisects. Bisection takes 38.
+    assert len(calls) <= 9
 
 
 def test_saved_points_do_not_influence_the_steps():
