@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._certificate_linear import linear_checks
+from ._certificate_oracles import oracle_checks
 from ._check import Check, after_separation, at_most, eps_of, near
 from ._losses import CrossEntropy, Exponential, Logistic
 from ._problem import Problem
@@ -48,7 +49,8 @@ def problem_checks(traj, problem: Problem) -> list[Check]:
     snap = point(problem, theta)
     final = Final(problem, snap, _kkt(problem, snap))
     rows = [check(traj, final) for check in _CHECKS]
-    return [row for row in rows if row is not None] + linear_checks(traj, problem)
+    rows = [row for row in rows if row is not None] + linear_checks(traj, problem)
+    return rows + oracle_checks(traj, problem, snap, final.kkt)
 
 
 def _kkt(problem, snap) -> KKT | None:
