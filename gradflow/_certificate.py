@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ._certificate_path import path_check
 from ._certificate_problem import problem_checks
 from ._check import Certificate, Check, after_separation, at_most, eps_of, near
 from ._results import Result
@@ -176,4 +177,5 @@ _CHECKS: list[Callable] = [
     _sandwich,
     _balance,
     _lemma_3_4,
+    path_check,
 ]

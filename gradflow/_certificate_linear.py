@@ -7,6 +7,7 @@ $\min_i p_i \le \sum_i q_i p_i = \gamma\langle u, \hat u\rangle \le \gamma\|u\|$
 
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from ._check import Check, after_separation, at_least, at_most, eps_of
 from ._losses import Exponential, Logistic
 from ._problem import Problem
+from .diagnostics.common import all_outputs
 from .oracles.linear import MaxMargin, max_margin, signed_examples
 
 
@@ -48,14 +50,19 @@ def _predictor(traj, problem) -> Predictor | None:
     # Values at the unit vectors determine a linear function; the margins tell whether
     # it is one.
     unit = jnp.eye(problem.x.shape[1], dtype=problem.x.dtype)
-    outputs = jax.vmap(problem.model(theta), axis_name="batch")(unit)
-    vector = np.asarray(outputs, np.float64).reshape(-1)
-    margins = np.asarray(problem.margins(theta), np.float64)
+    vector = np.asarray(_outputs(problem, theta, unit), np.float64).reshape(-1)
+    outputs = problem.y * jnp.reshape(all_outputs(problem, theta), (-1,))
+    margins = np.asarray(outputs, np.float64)
     z = signed_examples(problem.x, problem.y)
     slack = eps_of(traj) ** 0.7 * np.linalg.norm(vector)
     if np.any(np.abs(z @ vector - margins) > slack * np.linalg.norm(z, axis=1)):
         return None
     return Predictor(vector, max_margin(problem.x, problem.y))
+
+
+@eqx.filter_jit
+def _outputs(problem, theta, x):
+    return jax.vmap(problem.model(theta), axis_name="batch")(x)
 
 
 def _share(traj, predictor) -> float:

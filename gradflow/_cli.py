@@ -1,80 +1,26 @@
 """The `gradflow` command: run a flow into a folder, and show what a run left."""
 
 import dataclasses
-import inspect
-import math
 import os
 import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import jax
 import matplotlib
 import matplotlib.pyplot as plt
-import numpy as np
 import tomli_w
 import tyro
 
-from . import datasets, models, plot
+from . import datasets, plot
+from ._cli_request import Run, recorded, request
 from ._integrate import integrate
 from ._problem import Problem
 from ._results import Result
+from ._settings import digest
 from ._trajectory import Trajectory
-
-# fmt: off
-Data = Literal[
-    "digits", "iris", "breast_cancer", "wine", "two_moons", "plane", "mnist", "cifar10"
-]
-# fmt: on
-Model = Literal["linear", "deep_linear", "mlp", "two_layer"]
-Activation = Literal[
-    "relu", "leaky_relu", "power_relu", "smooth_relu", "smooth_leaky_relu"
-]
-
-_WIDTHS = {"linear": (), "deep_linear": (64, 32), "mlp": (64, 32), "two_layer": (100,)}
-_ACTIVATIONS = {"mlp": "smooth_relu", "two_layer": "power_relu"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """Follow gradient flow on a data set until ln(n/L) reaches `to`.
-
-    Without options: a network on handwritten digits, to the loss 1e-800. The same
-    command on the same folder goes on where it was stopped.
-    """
-
-    data: Data = "digits"
-    """Data set."""
-    task: str | None = None
-    """"classes", "parity" (digits) or a class against the rest; None: as usual."""
-    classes: tuple[str, ...] = ()
-    """Keep only these classes."""
-    n: int | None = None
-    """Keep only so many examples, balanced over the classes."""
-    model: Model = "mlp"
-    """Network, without biases."""
-    widths: tuple[int, ...] | None = None
-    """Hidden layers; None: 64 32 (mlp, deep_linear), 100 (two_layer)."""
-    activation: Activation | None = None
-    """None: smooth_relu (mlp), power_relu, which squares (two_layer)."""
-    eps: float | None = None
-    """Relative width of a smooth activation's rounded band; None: 0.01."""
-    scale: float = 1.0
-    """Of the initial weights, relative to He initialisation."""
-    to: float = 1850.0
-    """Where to end: log-risk time s = ln(n/L)."""
-    rtol: float = 1e-4
-    """Relative tolerance of a step."""
-    saveat: int = 200
-    """Number of saved points."""
-    seed: int = 0
-    """Of the initial weights."""
-    float32: bool = False
-    """Single precision; double by default."""
-    out: Path = Path("runs/demo")
-    """Folder for trajectory.nc, config.toml, checkpoint.eqx and figures."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,30 +58,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(command: Run) -> int:
-    jax.config.update("jax_enable_x64", not command.float32)
     print(
         "Single precision, as asked for with --float32."
         if command.float32
         else "Double precision is turned on (--float32 for single)."
     )
-    x, y, task = _data(command)
-    classes = 1 if y.dtype.kind == "f" else int(y.max()) + 1
-    chosen = _model_options(command)
-    model = _model(command, chosen, x.shape[1], classes)
-    config = {"data": command.data}
-    config |= {} if task is None else {"task": task}
-    config |= {"classes": list(command.classes)} if command.classes else {}
-    config |= {"n": len(x), "model": command.model} | chosen
-    for name in ("scale", "to", "rtol", "saveat", "seed", "float32"):
-        config[name] = getattr(command, name)
+    x, y, model, config = request(command)
     resumed = _check_folder(command.out, config)
     print(
         f"{datasets.title(command.data)}, {len(x)} examples: "
         f"{'resuming' if resumed else 'writing to'} {command.out}"
     )
+    problem = Problem(model, x, y)
     trajectory = _finished(command.out) if resumed else None
     if trajectory is None:
-        problem = Problem(model, x, y)
         if not resumed:
             _write_config(command.out, config)
         trajectory = integrate(
@@ -150,7 +86,7 @@ def _run(command: Run) -> int:
         print(f"{trajectory!r}\nThe same command goes on from here.")
         return 130
     figures = _write_figures(trajectory, command.out / "figures")
-    status = _report(trajectory)
+    status = _report(trajectory, problem)
     for path in figures:
         print(path)
     return status
@@ -171,8 +107,12 @@ def _show(command: Show) -> int:
         raise FileNotFoundError(
             f"`{path}` does not exist: pass a trajectory.nc or the folder of a run."
         )
+    problem = _problem_beside(path)
     trajectory = Trajectory.load(path)
-    status = _report(trajectory)
+    if problem is not None and digest(problem) != trajectory.config["data"]:
+        print(f"{path} comes from another problem. {_WITHOUT}")
+        problem = None
+    status = _report(trajectory, problem)
     if command.figures is not None:
         there = [p for p in _figure_paths(command.figures) if p.exists()]
         if there:
@@ -185,8 +125,26 @@ def _show(command: Show) -> int:
     return status
 
 
-def _report(trajectory) -> int:
-    certificate = trajectory.certificate()
+_WITHOUT = "The rows that need the problem are left out."
+
+
+def _problem_beside(path: Path) -> Problem | None:
+    """The problem that the config.toml beside a trajectory describes, if it can."""
+    jax.config.update("jax_enable_x64", True)
+    config = path.with_name("config.toml")
+    if not config.exists():
+        print(f"{config} does not exist. {_WITHOUT}")
+        return None
+    try:
+        x, y, model, _ = request(recorded(_read_config(config)))
+        return Problem(model, x, y)
+    except (ValueError, OSError) as error:
+        print(f"{config}: {error} {_WITHOUT}")
+        return None
+
+
+def _report(trajectory: Trajectory, problem: Problem | None) -> int:
+    certificate = trajectory.certificate(problem=problem)
     print(f"{trajectory!r}\n{certificate!r}")
     return 0 if certificate.passed else 1
 
@@ -210,91 +168,6 @@ def _write_figures(trajectory, folder: Path) -> list[Path]:
     return _figure_paths(folder)
 
 
-def _data(command: Run) -> tuple[np.ndarray, np.ndarray, str | None]:
-    """Examples as rows, labels, and the task in words where the data set has tasks."""
-    load: Any = getattr(datasets, command.data)
-    known = inspect.signature(load).parameters
-    options: dict[str, Any] = {"dtype": np.float32 if command.float32 else np.float64}
-    if command.n is not None:
-        options["n"] = command.n
-    if command.classes:
-        options["classes"] = command.classes
-    if command.task is not None:
-        options["task"] = command.task
-    if "flat" in known:
-        options["flat"] = True
-    for name in options:
-        if name not in known:
-            raise ValueError(
-                f"`--{name} {getattr(command, name)}` does not apply to the data set "
-                f"{command.data}: leave it out."
-            )
-    x, y = load(**options)
-    task = options.get("task", known["task"].default) if "task" in known else None
-    return x, y, task
-
-
-def _model_options(command: Run) -> dict[str, Any]:
-    """Widths, activation and eps, as far as the model has them."""
-    options: dict[str, Any] = {}
-    if command.model == "linear":
-        _refuse(command, "widths", "the linear model has no hidden layers")
-    else:
-        widths = command.widths
-        options["widths"] = list(_WIDTHS[command.model] if widths is None else widths)
-    if command.model not in _ACTIVATIONS:
-        _refuse(command, "activation", f"{command.model} has none")
-        _refuse(command, "eps", f"{command.model} has no activation")
-        return options
-    options["activation"] = command.activation or _ACTIVATIONS[command.model]
-    if options["activation"].startswith("smooth"):
-        options["eps"] = 1e-2 if command.eps is None else command.eps
-    else:
-        _refuse(command, "eps", f"{options['activation']} is not smoothed")
-    return options
-
-
-def _refuse(command: Run, name: str, why: str):
-    value = getattr(command, name)
-    if value is not None:
-        raise ValueError(f"`--{name} {value}` does not apply ({why}): leave it out.")
-
-
-def _model(command: Run, options, d: int, classes: int):
-    if not (command.scale > 0 and math.isfinite(command.scale)):
-        raise ValueError(f"`--scale {command.scale}` must be positive.")
-    key, scale = jax.random.key(command.seed), command.scale
-    if command.model == "linear":
-        return models.Linear(d, classes, key=key, scale=scale)
-    widths = (d, *options["widths"], classes)
-    if command.model == "deep_linear":
-        return models.DeepLinear(widths, key=key, scale=scale)
-    activation = _activation(options)
-    if command.model == "mlp":
-        return models.MLP(widths, activation, key=key, scale=scale)
-    if classes > 1 or len(widths) != 3:
-        raise ValueError(
-            f"`--model two_layer` has one hidden layer and one output, but `--widths` "
-            f"has {len(widths) - 2} and the data {classes} classes: pass one width and "
-            "a `--task` with two labels, or use `--model mlp`."
-        )
-    return models.TwoLayer(d, widths[1], activation, key=key, scale=scale)
-
-
-def _activation(options) -> models.AbstractActivation:
-    match options["activation"]:
-        case "relu":
-            return models.ReLU()
-        case "leaky_relu":
-            return models.LeakyReLU()
-        case "power_relu":
-            return models.PowerReLU(2)
-        case "smooth_relu":
-            return models.SmoothReLU(options["eps"])
-        case _:
-            return models.SmoothLeakyReLU(eps=options["eps"])
-
-
 def _check_folder(folder: Path, config: dict[str, Any]) -> bool:
     """Whether `folder` holds a run of `config` to resume; raises if of another one."""
     present = {p.name for p in folder.iterdir()} if folder.exists() else set()
@@ -306,10 +179,7 @@ def _check_folder(folder: Path, config: dict[str, Any]) -> bool:
             f"`--out {folder}` holds files but no config.toml, so it is no run of "
             "this command: choose another folder."
         )
-    try:
-        stored = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"`{path}` is damaged: {error}. Move it away.") from error
+    stored = _read_config(path)
     differing = [
         f"{name} ({_shown(stored, name)} there, {_shown(config, name)} here)"
         for name in sorted(stored.keys() | config.keys())
@@ -321,6 +191,13 @@ def _check_folder(folder: Path, config: dict[str, Any]) -> bool:
             f"{', '.join(differing)}. Choose another folder, or the options in {path}."
         )
     return True
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"`{path}` is damaged: {error}. Move it away.") from error
 
 
 def _write_config(folder: Path, config: dict[str, Any]):

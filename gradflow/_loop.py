@@ -164,26 +164,28 @@ def _root(function, low, high, tolerance):
     """A sign change of `function` between two points by the Illinois method."""
 
     def going(state):
-        _, _, best, count = state
+        _, _, best, _, count = state
         return (jnp.abs(best[1]) > tolerance) & (count < 60)
 
     def body(state):
-        (a, fa), (b, fb), _, count = state
+        (a, fa), (b, fb), _, before, count = state
         secant = b - fb * (b - a) / jnp.where(fb == fa, 1, fb - fa)
         # Every fifth point bisects, so that a flat end cannot stall the search.
         x = jnp.where((count % 5 == 4) | ~jnp.isfinite(secant), (a + b) / 2, secant)
         fx = function(x)
-        right = fx > 0
-        # The retained end's value is halved when it is retained (Illinois).
+        side = jnp.where(fx > 0, 1, -1)
+        # An end that is retained for the second time in a row has its value halved.
+        again = jnp.where(side == before, 0.5, 1.0).astype(fx.dtype)
         new_low = jax.tree.map(
-            lambda p, q: jnp.where(right, p, q), (a, fa / 2), (x, fx)
+            lambda p, q: jnp.where(side > 0, p, q), (a, fa * again), (x, fx)
         )
         new_high = jax.tree.map(
-            lambda p, q: jnp.where(right, p, q), (x, fx), (b, fb / 2)
+            lambda p, q: jnp.where(side > 0, p, q), (x, fx), (b, fb * again)
         )
-        return new_low, new_high, (x, fx), count + 1
+        return new_low, new_high, (x, fx), side, count + 1
 
-    *_, best, _ = jax.lax.while_loop(going, body, (low, high, high, jnp.array(0)))
+    zero = jnp.array(0)
+    *_, best, _, _ = jax.lax.while_loop(going, body, (low, high, high, zero, zero))
     return best[0]
 
 

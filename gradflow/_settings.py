@@ -125,7 +125,7 @@ def describe(settings, to, rtol, atol, s0) -> dict[str, Any]:
         "dtype": str(problem.theta.dtype),
         "rounding": problem.rounding,
         "batch_size": problem.batch_size,
-        "data": _digest(problem.x, problem.y, problem.theta, problem.frozen),
+        "data": digest(problem),
         "gradflow": version("gradflow-jax"),
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
@@ -141,10 +141,11 @@ def _text(module) -> str:
     return " ".join(eqx.tree_pformat(module, width=10_000, short_arrays=False).split())
 
 
-def _digest(*trees) -> str:
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(trees):
+def digest(problem: Problem) -> str:
+    """Tells data, initial parameters and constants of one problem from another's."""
+    made = hashlib.sha256()
+    for leaf in jax.tree.leaves((problem.x, problem.y, problem.theta, problem.frozen)):
         if eqx.is_array(leaf):
-            digest.update(np.asarray(leaf).tobytes())
-            digest.update(str((leaf.shape, leaf.dtype)).encode())
-    return digest.hexdigest()[:16]
+            made.update(np.asarray(leaf).tobytes())
+            made.update(str((leaf.shape, leaf.dtype)).encode())
+    return made.hexdigest()[:16]

@@ -121,9 +121,10 @@ class Trajectory(Mapping[str, np.ndarray]):
 
         - `strict`: raise if a check fails.
         - `problem`: the problem that was integrated. With it the last saved point is
-            computed anew, the gradient is checked by differences, and the rows on KKT
-            residuals, rates and, for linear models, the maximum margin are added. They
-            cost a few dozen evaluations of the risk and a least-squares problem.
+            computed anew, the gradient is checked by differences, and rows on KKT
+            residuals, rates and the SVM of the tangent kernel are added, with the
+            maximum margins of linear, deep linear and diagonal networks. They cost a
+            few dozen evaluations of the risk and a few small programs.
 
         **Raises:** `RuntimeError` with `strict=True` if a check fails; `ValueError` if
         `problem` is of another size or degree than the one that was integrated.

@@ -139,6 +139,7 @@ FINAL = {
     "power of s in rho",
     "margin over the maximum",
     "distance to the best direction",
+    "distance to the tangent SVM",
 }
 
 
@@ -167,9 +168,9 @@ def test_networks_and_classes_pass_with_their_problem(model):
     problem = gf.Problem(model, X, Y if classes == () else (Y > 0).astype(int))
     found = gf.integrate(problem, to=100.0, saveat=30).certificate(problem=problem)
     assert found.passed, found
-    assert {"gradient of ln L", "KKT epsilon", "KKT delta, explicit"} <= {
-        row.name for row in found.rows
-    }
+    names = {row.name for row in found.rows}
+    assert {"gradient of ln L", "KKT epsilon", "KKT delta, explicit"} <= names
+    assert ("distance to the tangent SVM" in names) == (classes == ())
 
 
 def test_float32_passes_with_its_problem():

@@ -79,7 +79,9 @@ def test_a_finished_run_is_shown_and_not_run_again(finished, capsys):
     folder, _ = finished
     written = (folder / "trajectory.nc").stat().st_mtime_ns
     assert _cli.main([*SMALL, str(folder)]) == 0
-    assert "Certificate: passed" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "Certificate: passed" in shown
+    assert "gradient of ln L" in shown and "KKT epsilon, explicit" in shown
     assert (folder / "trajectory.nc").stat().st_mtime_ns == written
 
 
@@ -152,6 +154,32 @@ def test_show(finished, tmp_path, capsys):
     assert "already holds margins.png" in capsys.readouterr().err
     assert _cli.main(["show", str(tmp_path / "nowhere")]) == 2
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_show_builds_the_problem_from_its_configuration(finished, tmp_path, capsys):
+    folder, _ = finished
+
+    def shown(change):
+        path = tmp_path / "trajectory.nc"
+        path.write_bytes((folder / "trajectory.nc").read_bytes())
+        config = (folder / "config.toml").read_text()
+        (tmp_path / "config.toml").write_text(change(config))
+        assert _cli.main(["show", str(path)]) == 0
+        return capsys.readouterr().out
+
+    assert "distance to the best direction" in shown(lambda config: config)
+    # Other examples, an entry of another version, no TOML: shown all the same.
+    for change, reason in (
+        (lambda config: config.replace("n = 12", "n = 14"), "from another problem"),
+        (lambda config: config + "depth = 3", "unknown entries {'depth'}"),
+        (lambda config: "n = ", "is damaged"),
+    ):
+        out = shown(change)
+        assert reason in out and "clock drift" in out
+        assert "gradient of ln L" not in out
+    (tmp_path / "config.toml").unlink()
+    assert _cli.main(["show", str(tmp_path)]) == 0
+    assert "The rows that need the problem are left out." in capsys.readouterr().out
 
 
 def test_the_default_is_the_demo(monkeypatch, tmp_path):

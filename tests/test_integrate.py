@@ -10,6 +10,7 @@ import pytest
 from scipy.integrate import solve_ivp
 
 import gradflow as gf
+from gradflow import _loop
 
 from .helpers import separable
 
@@ -179,6 +180,21 @@ def test_the_clock_is_corrected_by_what_each_step_may_be_off():
     # A step may be off by 3 rtol times the larger of 1 and its length; the steps here
     # are longer than 1 but for the first few.
     assert 10 * drift < corrected < 3 * rtol * (to + traj.stats["steps"])
+
+
+def test_saved_points_are_found_in_few_passes():
+    calls = []
+
+    def function(t):
+        calls.append(t)
+        return jnp.exp(t) - 2
+
+    low, high = ((jnp.array(t), jnp.exp(t) - 2) for t in (0.0, 1.0))
+    with jax.disable_jit():
+        found = _loop._root(function, low, high, 1e-12)
+    np.testing.assert_allclose(found, np.log(2), atol=1e-12)
+    # Of order 1.44 from 0.2 to 1e-12: 8, and one that bisects. Bisection takes 38.
+    assert len(calls) <= 9
 
 
 def test_saved_points_do_not_influence_the_steps():

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import sparse
+from scipy.optimize import linprog
 from sklearn.datasets import load_breast_cancer, load_iris
 
 import gradflow as gf
@@ -287,5 +288,70 @@ def test_covering_bound_of_a_fine_cover():
     fewest = min(np.sum(signs == 1), np.sum(signs == -1))
     hole = 2 * np.sin(np.pi / fewest / 2)
     assert np.isclose(found.epsilon, max(hole, 2 * np.sin(0.005)))
-    assert np.isclose(found.bound, 0.25 - 4 * found.epsilon, rtol=1e-7)
+    assert np.isclose(found.stated_bound, 0.25 - 4 * found.epsilon, rtol=1e-7)
     assert found.holds == (found.margin >= found.bound)
+    assert found.bound > found.stated_bound
+    # phi has a slope of at most 1 in the angle, half of the paper's 2.
+    assert found.cover_loss + found.movement_loss <= np.pi / fewest + 0.01
+
+
+def _loss_of(atoms, x, first, last, signs):
+    """The sums in the sharpened bound, term by term, for the cheapest neurons."""
+    cover, movement = np.zeros(len(x)), np.zeros(len(x))
+    for u, nu in atoms:
+        best = None
+        for j in range(len(first)):
+            if signs[j] != np.sign(nu):
+                continue
+            terms = [
+                tuple(max(0.0, float(a @ w)) ** 2 for w in (u, first[j], last[j]))
+                for a in x
+            ]
+            parts = np.array([(abs(p - q), abs(q - r)) for p, q, r in terms])
+            if best is None or parts.sum(1).max() < best.sum(1).max():
+                best = parts
+        assert best is not None
+        cover += abs(nu) * best[:, 0]
+        movement += abs(nu) * best[:, 1]
+    worst = np.argmax(cover + movement)
+    return cover[worst], movement[worst]
+
+
+def test_covering_bound_of_a_planar_flow_is_not_vacuous():
+    angles = np.random.default_rng(2).uniform(0, 2 * np.pi, 6)
+    x = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    y = np.array([1.0, -1.0, 1.0, 1.0, -1.0, -1.0])
+    start = gf.models.TwoLayer(2, 80, key=jax.random.key(2))
+    problem = gf.Problem(start, x, y)
+    limit = gf.integrate(problem, to=1000.0, saveat=2, diagnostics=()).model
+    found = gf.oracles.covering_bound(problem, start, limit)
+    assert found.stated_bound < 0 < found.bound <= found.margin and found.holds
+    # The program of infinite width on 7200 directions of each sign, 9e-4 apart, each
+    # of which is at most half of that off in angle, and phi has a slope of at most 1.
+    grid = np.linspace(0, 2 * np.pi, 7200, endpoint=False)
+    rows = np.maximum(x @ np.stack([np.cos(grid), np.sin(grid)]), 0) ** 2
+    rows = y[:, None] * np.hstack([rows, -rows])
+    value = -linprog(
+        np.append(np.zeros(rows.shape[1]), -1.0),
+        A_ub=np.hstack([-rows, np.ones((6, 1))]),
+        b_ub=np.zeros(6),
+        A_eq=np.append(np.ones(rows.shape[1]), 0.0)[None],
+        b_eq=[1.0],
+        bounds=[(0, None)] * rows.shape[1] + [(None, None)],
+    ).fun
+    wide = found.infinite_width
+    assert value - 1e-9 <= wide.margin <= value + 4.4e-4
+    first, last = (
+        w / np.linalg.norm(w, axis=1, keepdims=True)
+        for w in (np.asarray(m.inner.weight) for m in (start, limit))
+    )
+    atoms = list(zip(wide.directions, wide.weights))
+    expected = _loss_of(atoms, x, first, last, np.asarray(signs_of(start)))
+    np.testing.assert_allclose(
+        (found.cover_loss, found.movement_loss), expected, rtol=1e-9
+    )
+    np.testing.assert_allclose(found.bound, wide.margin - sum(expected), rtol=1e-9)
+    # Later on, neurons stand where they are needed and hardly move.
+    late = gf.oracles.covering_bound(problem, limit, limit)
+    assert late.movement_loss == 0
+    assert found.bound < late.bound <= found.margin

@@ -1,11 +1,13 @@
 """Distances to the decision boundary, against closed forms and brute force."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.optimize import brentq
+from scipy.optimize import brentq, minimize
 
 import gradflow as gf
 
@@ -161,3 +163,65 @@ def test_lipschitz_bound_holds_on_random_pairs():
         assert np.max(np.abs(values[0] - values[1]) / gaps) <= bound
     with pytest.raises(ValueError, match="pass `lipschitz`"):
         gf.diagnostics.lipschitz_bound(gf.models.TwoLayer(3, 2, key=jax.random.key(0)))
+
+
+@pytest.fixture(scope="module")
+def moons():
+    """A trained network with a curved boundary, and a point on each side of it."""
+    x, y = gf.datasets.two_moons(n=12)
+    model = gf.models.MLP((3, 8, 1), gf.models.SmoothReLU(0.1), key=jax.random.key(1))
+    problem = gf.Problem(model, x, y)
+    model = gf.integrate(problem, to=50.0, saveat=2, diagnostics=()).model
+    found = gf.diagnostics.robustness(problem, model)
+    assert np.all(found.margins > 0)
+    return problem, model, found
+
+
+def test_trained_network_against_sequential_quadratic_programming(moons):
+    problem, model, found = moons
+    value = jax.jit(lambda z: model(z))
+    slope = jax.jit(jax.grad(lambda z: model(z)))
+    boundary = {
+        "type": "eq",
+        "fun": lambda z: float(value(z)),
+        "jac": lambda z: np.asarray(slope(z)),
+    }
+    rng = np.random.default_rng(0)
+    for x, distance in zip(np.asarray(problem.x[:6]), found.distances):
+        solutions = [
+            minimize(
+                lambda z: float(np.sum((z - x) ** 2)),
+                x + rng.normal(size=3),
+                jac=lambda z: 2 * (z - x),
+                method="SLSQP",
+                constraints=[boundary],
+                options={"maxiter": 300, "ftol": 1e-14},
+            )
+            for _ in range(6)
+        ]
+        reached = [r.fun for r in solutions if abs(float(value(r.x))) < 1e-8]
+        np.testing.assert_allclose(distance, np.sqrt(min(reached)), rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_no_attack_of_carlini_and_wagner_comes_nearer(moons):
+    foolbox: Any = pytest.importorskip("foolbox", reason="the extra `attacks`")
+    problem, model, found = moons
+
+    def logits(x):
+        out = jax.vmap(model)(x)
+        return jnp.stack([-out, out], axis=1)
+
+    x, label = problem.x[:4], (problem.y[:4] > 0).astype(int)
+    # Foolbox mixes ranks and types, which the tests' settings refuse.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        attack = foolbox.attacks.L2CarliniWagnerAttack(
+            binary_search_steps=6, steps=300, stepsize=0.02, initial_const=1.0
+        )
+        target = foolbox.JAXModel(logits, bounds=(-10.0, 10.0))
+        moved, _, fooled = attack(target, x, label, epsilons=None)
+    assert np.all(np.asarray(fooled))
+    attacked = np.linalg.norm(np.asarray(moved) - np.asarray(x), axis=1)
+    assert np.all(found.distances[:4] <= attacked)
+    # The attack stops a little beyond the boundary, but it finds the same part of it.
+    assert np.all(attacked < 1.25 * found.distances[:4])

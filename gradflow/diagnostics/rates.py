@@ -129,7 +129,9 @@ def path_limit(traj: Mapping[str, Any]) -> Limit:
     saved points, which is exact there. With a fitted speed $\sim s^{-b-1}$ the
     tail is speed times $s/b$ at the end. `exponent` is $b$. The tail, `remainder`, is
     infinite if $b \le 0$ is fitted, and so is the upper end of `interval` if its
-    interval reaches 0. It bounds the distance of $\theta/\rho$ from its limit.
+    interval reaches 0. It bounds the distance of $\theta/\rho$ from its limit. That the
+    speed falls like a power is taken for granted; whether it falls fast enough for the
+    length to converge is a row of the certificate, "path length to come".
 
     **Arguments:** `traj` with `s`, `log_risk`, `rho`, `path_length`,
     `log_radial_gradient` and `log_spherical_gradient`.

@@ -75,8 +75,10 @@ def robustness(
     **Limits.** The search is local: its distances are upper bounds, each with a
     misclassified point as witness, exact for linear models, and not certified to be
     nearest otherwise. Carlini and Wagner's attack, which Lyu and Li used, is local
-    too; no maintained library offers it for current JAX, so the two have not been
-    compared beyond a degenerate case.
+    too; that of Foolbox (the extra `attacks`) found distances 2 to 20 % longer on a
+    small trained network, in ten times the time, where sequential quadratic programming
+    from several starts agrees with the search to 1e-6. On larger networks they have not
+    been compared.
 
     **Arguments:**
 
