@@ -109,7 +109,7 @@ def main() -> None:
         "seconds": stats["wall_seconds"],
         "seconds per unit of work": stats["wall_seconds"] / work(stats),
         "compile seconds": stats["compile_seconds"],
-        "clock drift": np.max(np.abs(traj["clock_drift"])),
+        "clock correction": np.max(np.abs(traj["clock_correction"])),
         "s at the first saved point with no training error": traj.s[separated],
         "least normalised margin there": margins[separated],
         "least normalised margin": margins[-1],

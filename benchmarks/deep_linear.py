@@ -67,7 +67,7 @@ class Row:
     balance_drift: float
     kkt_epsilon: float
     kkt_delta: float
-    clock_drift: float
+    clock_correction: float
     steps: int
     seconds: float
     compile_seconds: float
@@ -123,7 +123,7 @@ def flow(name: str, depth: int, settings: Settings) -> Row:
         balance_drift=chain.balance_drift,
         kkt_epsilon=kkt.relative_epsilon,
         kkt_delta=kkt.delta,
-        clock_drift=float(np.max(np.abs(traj["clock_drift"]))),
+        clock_correction=float(np.max(np.abs(traj["clock_correction"]))),
         steps=traj.stats["steps"],
         seconds=seconds,
         compile_seconds=traj.stats["compile_seconds"],
@@ -158,7 +158,7 @@ def show(row: Row) -> None:
     print(
         f"{row.data:8} {row.depth:5} {row.parameters:5} {row.direction:10.2e} "
         f"{row.rank_one:10.2e} {row.chain:10.2e} {row.kkt_epsilon:10.2e} "
-        f"{row.clock_drift:9.1e} {row.steps:6} {row.seconds:6.1f}"
+        f"{row.clock_correction:9.1e} {row.steps:6} {row.seconds:6.1f}"
         + (f"  missed: {', '.join(missed)}" if missed else ""),
         flush=True,
     )

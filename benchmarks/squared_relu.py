@@ -94,7 +94,7 @@ def flow(seed: int, settings: Settings) -> tuple[dict, gf.Problem, gf.Trajectory
         "path_tail": rates.path_length.remainder if rates.path_length else np.nan,
         "risk_exponent": rates.risk.exponent,
         "norm_exponent": rates.norm.exponent,
-        "clock_drift": float(np.max(np.abs(traj["clock_drift"]))),
+        "clock_correction": float(np.max(np.abs(traj["clock_correction"]))),
     }
     return row, problem, traj
 
