@@ -71,6 +71,12 @@ def arc_length(interpolant: diffrax.AbstractLocalInterpolation, t0, t1):
     return jnp.where(points[0][0], (4 * fine - coarse) / 3, fine)
 
 
+def with_path(y, interpolant, t0, t1):
+    """Adds the path length since `t0` to a state that has the one at `t0`."""
+    theta, quadratures = y
+    return theta, quadratures.at[2].add(arc_length(interpolant, t0, t1))
+
+
 def _safe_norm(v):
     """Whether `v` is non-zero, and its norm, or 1 if not; differentiable at zero."""
     # A norm of 1e-160 squares to zero: scale by the largest entry first.

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from . import _loop as loop, _state as state
+from . import _loop as loop, _saving as saving, _state as state
 from ._clocks import AbstractClock, LogRiskTime
 from ._compile import Interrupt, Interrupted, compiled, wait
 from ._flow import Flow, measured_s
@@ -184,7 +184,7 @@ class _Run:
         budget, began = 1, time.perf_counter()
         while True:
             if int(carry.result) != state.RUNNING and not bool(
-                loop.pending(self.settings, carry)
+                saving.pending(self.settings, carry)
             ):
                 return carry, self._named(carry)
             if self.interrupt.requested:
@@ -225,7 +225,7 @@ class _Run:
 
     def _buffers(self, carry):
         row = eqx.filter_eval_shape(
-            lambda settings, carry: loop.saved_row(settings, carry, carry.y),
+            lambda settings, carry: saving.saved_row(settings, carry, carry.y),
             self.settings,
             carry,
         )

@@ -8,12 +8,12 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from ._flow import QUADRATURES, Flow, arc_length, measured_s, term, vector_field
-from ._state import REACHED, RUNNING, Carry, Settings, error_order, solver_counts
+from ._flow import QUADRATURES, Flow, measured_s, term, vector_field, with_path
+from ._saving import pending, save
+from ._state import RUNNING, Carry, Settings, error_order
 from ._verdict import judged
-from .diagnostics.snapshot import snapshot
 
 
 def start(settings: Settings) -> Carry:
@@ -86,7 +86,7 @@ def chunk(
         carry, buffers, rows, spent = state
         carry, buffers, rows = jax.lax.cond(
             pending(settings, carry),
-            lambda: _save(settings, carry, buffers, rows),
+            lambda: save(settings, carry, buffers, rows),
             lambda: (_step(settings, carry), buffers, rows),
         )
         return carry, buffers, rows, spent + 1
@@ -98,55 +98,6 @@ def chunk(
     return carry, buffers, rows
 
 
-def pending(settings: Settings, carry: Carry) -> Bool[Array, ""]:
-    """Whether the last step passed points that are still to be saved."""
-    left = carry.saved < settings.saves.shape[0]
-    return left & (_next_save(settings, carry) <= carry.s)
-
-
-def _next_save(settings, carry):
-    return settings.saves[jnp.minimum(carry.saved, settings.saves.shape[0] - 1)]
-
-
-def _save(settings, carry, buffers, rows):
-    problem = settings.flow.problem
-    interpolant = settings.solver.interpolation_cls(
-        t0=carry.t_prev, t1=carry.t, **carry.dense
-    )
-    target = _next_save(settings, carry)
-    inside = (target > carry.s_prev) & (carry.t > carry.t_prev)
-
-    def found():
-        t = _root(
-            lambda t: measured_s(problem, interpolant.evaluate(t)[0]) - target,
-            (carry.t_prev, carry.s_prev - target),
-            (carry.t, carry.s - target),
-            _s_tolerance(problem, carry.s),
-        )
-        return _with_path(interpolant.evaluate(t), interpolant, carry.t_prev, t)
-
-    y = jax.lax.cond(inside, found, lambda: carry.y)
-    row = saved_row(settings, carry, y)
-    buffers = {k: v.at[rows].set(row[k]) for k, v in buffers.items()}
-    saved = carry.saved + 1
-    carry = eqx.tree_at(
-        lambda c: (c.saved, c.theta_saved, c.result),
-        carry,
-        (
-            saved,
-            y[0],
-            jnp.where(saved == settings.saves.shape[0], REACHED, carry.result),
-        ),
-    )
-    return carry, buffers, rows + 1
-
-
-def _with_path(y, interpolant, t0, t1):
-    """Adds the path length since `t0` to a state that has the one at `t0`."""
-    theta, quadratures = y
-    return theta, quadratures.at[2].add(arc_length(interpolant, t0, t1))
-
-
 def _with_clock(y, s):
     """Sets the integrated clock to the measured one, `s`, and adds up by how much.
 
@@ -156,64 +107,13 @@ def _with_clock(y, s):
     return theta, quadratures.at[3].add(s - quadratures[0]).at[0].set(s)
 
 
-def _s_tolerance(problem, s):
-    return max(1e-10, 16 * problem.rounding) * (1 + jnp.abs(s))
-
-
-def _root(function, low, high, tolerance):
-    """A sign change of `function` between two points by the Illinois method."""
-
-    def going(state):
-        _, _, best, _, count = state
-        return (jnp.abs(best[1]) > tolerance) & (count < 60)
-
-    def body(state):
-        (a, fa), (b, fb), _, before, count = state
-        secant = b - fb * (b - a) / jnp.where(fb == fa, 1, fb - fa)
-        # Every fifth point bisects, so that a flat end cannot stall the search.
-        x = jnp.where((count % 5 == 4) | ~jnp.isfinite(secant), (a + b) / 2, secant)
-        fx = function(x)
-        side = jnp.where(fx > 0, 1, -1)
-        # An end that is retained for the second time in a row has its value halved.
-        again = jnp.where(side == before, 0.5, 1.0).astype(fx.dtype)
-        new_low = jax.tree.map(
-            lambda p, q: jnp.where(side > 0, p, q), (a, fa * again), (x, fx)
-        )
-        new_high = jax.tree.map(
-            lambda p, q: jnp.where(side > 0, p, q), (x, fx), (b, fb * again)
-        )
-        return new_low, new_high, (x, fx), side, count + 1
-
-    zero = jnp.array(0)
-    *_, best, _, _ = jax.lax.while_loop(going, body, (low, high, high, zero, zero))
-    return best[0]
-
-
-def saved_row(settings: Settings, carry: Carry, y) -> dict[str, Array]:
-    """One row of results: `s`, `log_risk` and the work so far, then the diagnostics."""
-    problem = settings.flow.problem
-    work = {
-        "steps": carry.steps,
-        "rejected_steps": carry.rejected,
-        **solver_counts(settings.solver, carry.solver_state),
-    }
-    if not settings.diagnostics:
-        log_risk = problem.log_risk(y[0])
-        return {"s": problem.log_risk_time(log_risk), "log_risk": log_risk} | work
-    snap = snapshot(problem, *y)
-    row = {"s": snap.s, "log_risk": snap.log_risk} | work
-    for diagnostic in settings.diagnostics:
-        row.update(diagnostic(snap))
-    return row
-
-
 def _step(settings: Settings, carry: Carry) -> Carry:
     solver, flow = settings.solver, settings.flow
     y1, error, dense, solver_state, outcome = solver.step(
         term(), carry.t, carry.t_next, carry.y, flow, carry.solver_state, False
     )
     interpolant = solver.interpolation_cls(t0=carry.t, t1=carry.t_next, **dense)
-    y1 = _with_path(y1, interpolant, carry.t, carry.t_next)
+    y1 = with_path(y1, interpolant, carry.t, carry.t_next)
     s1 = measured_s(flow.problem, y1[0])
     usable = (outcome == diffrax.RESULTS.successful) & jnp.isfinite(s1)
     kept, t, t_next, _, controller_state, _ = settings.controller.adapt_step_size(

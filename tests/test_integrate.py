@@ -10,7 +10,7 @@ import pytest
 from scipy.integrate import solve_ivp
 
 import gradflow as gf
-from gradflow import _loop
+from gradflow import _saving
 
 from .helpers import separable
 
@@ -191,7 +191,7 @@ def test_saved_points_are_found_in_few_passes():
 
     low, high = ((jnp.array(t), jnp.exp(t) - 2) for t in (0.0, 1.0))
     with jax.disable_jit():
-        found = _loop._root(function, low, high, 1e-12)
+        found = _saving.root(function, low, high, 1e-12)
     np.testing.assert_allclose(found, np.log(2), atol=1e-12)
     # Of order 1.44 from 0.2 to 1e-12: 8, and one that bisects. Bisection takes 38.
     assert len(calls) <= 9
