@@ -5,13 +5,25 @@ Importing it here would come before jaxtyping's import hook, which the option
 """
 
 import os
+from pathlib import Path
 
 # Before matplotlib is imported anywhere, in notebooks' kernels and subprocesses too.
 os.environ["MPLBACKEND"] = "Agg"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_executables():
+    """Every compiled function maps memory; Linux allows a process 65,530 maps, and XLA
+    crashes beyond that."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
