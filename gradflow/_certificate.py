@@ -122,7 +122,13 @@ def _euler(traj):
         return None
     worst = np.max(traj["euler_residual"])
     source = "Ji and Telgarsky, Lemma C.1"
-    return near("Euler's identity", worst, 0.0, eps_of(traj) ** 0.6, source)
+    bound = max(eps_of(traj) ** 0.6, _identity_rounding(traj))
+    return near("Euler's identity", worst, 0.0, bound, source)
+
+
+def _identity_rounding(traj):
+    """Relative, of <theta, gradient> / L: at most the products' rounding over L."""
+    return 100 * eps_of(traj) * max(1, 1 / traj.config["degree"])
 
 
 def _sandwich(traj):
@@ -132,7 +138,7 @@ def _sandwich(traj):
     n = traj.config["n"] * (traj.config["classes"] - 1)
     alpha, beta = traj["smoothed_margin"][late], traj["beta"][late]
     above = beta - (alpha + 2 * np.log(n) + 1)
-    slack = 100 * eps_of(traj) * np.abs(alpha)
+    slack = _identity_rounding(traj) * np.abs(alpha)
     worst = np.max(np.maximum(alpha - beta, above) - slack)
     source = "Ji and Telgarsky, Lemma C.5"
     return at_most("alpha <= beta <= alpha + 2 ln n + 1", worst, 0.0, source)

@@ -35,17 +35,22 @@ def path_check(traj) -> Check | None:
     log_tan = traj["log_spherical_gradient"][late] - traj["log_radial_gradient"][late]
     if log_tan[-1] <= np.log(1e3 * eps_of(traj)):
         return Check(_NAME, 0.0, "finite", 0.0, True, _SOURCE)  # Rounding alone moves.
+    # Of a small degree, where rho grew by two decades and rho^L did not, the power of
+    # 1/x is fitted itself.
+    small = degree * x[-1] < 2 * np.log(10) < x[-1]
     try:
-        found = power(np.exp(degree * x), log_tan)
+        found = power(x if small else np.exp(degree * x), log_tan)
     except ValueError:
         return None  # Too few saved points.
-    slow, best, fast = -degree * np.array(
+    slow, best, fast = -np.array(
         [found.interval[1], found.exponent, found.interval[0]]
-    )
-    if slow * x[-1] > 1:
-        tangent = np.exp(log_tan[-1])
-        half = float(tangent / slow - tangent / fast) / 2
-        return Check(_NAME, float(tangent / best), "finite", half, True, _SOURCE)
-    if x[-1] < _LONG or fast * x[-1] >= 1:
+    ) * (1 if small else degree * x[-1])
+    if slow > 1:
+        # Of a tangent like x^-p, or like e^(-p x / x_1).
+        low, tail, high = (
+            np.exp(log_tan[-1]) * x[-1] / (np.array([fast, best, slow]) - small)
+        )
+        return Check(_NAME, tail, "finite", (high - low) / 2, True, _SOURCE)
+    if x[-1] < _LONG or fast >= 1:
         return None
     return Check(_NAME, np.inf, "finite", 0.0, False, _SOURCE)

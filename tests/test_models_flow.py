@@ -277,6 +277,43 @@ def test_mexican_hat_circles_as_far_as_rounding_lets_it():
     assert np.max(np.abs(traj["psi"])) < 1e-6
 
 
+def test_mexican_hat_circles_for_ever_in_its_valley():
+    """The direction never settles: a full turn, aligned, of infinite path length."""
+    degree = 1e-7  # ln rho goes like degree e^phi phi^5.
+    problem = gf.Problem(
+        M.MexicanHat(degree, r=0.2),
+        jnp.ones((1, 1)),
+        jnp.ones(1),
+        loss=gf.Exponential(),
+    )
+
+    def path(snap):
+        u, v, w = snap.theta / jnp.linalg.norm(snap.theta)
+        return {"angle": jnp.arctan2(v, u), "inverse": 1 / w**2}
+
+    # The margin is rho^degree times almost one: first the hat decays, then rho grows.
+    end = 1 + 300 * degree
+    saves = np.append(1 - np.geomspace(0.35, 1e-8, 150), np.linspace(1, end, 150))
+    traj = gf.integrate(
+        problem,
+        to=end,
+        clock=gf.LogNormTime(),
+        rtol=1e-6,
+        saveat=saves,
+        diagnostics=[gf.diagnostics.standard, path],
+    )
+    angle = np.unwrap(traj["angle"])
+    turns = (angle - angle[0]) / (2 * np.pi)
+    assert np.diff(angle).max() < np.pi / 2  # Saved densely enough to count turns.
+    assert turns[-1] > 1.2 and np.all(np.diff(turns[150:]) > 0)
+    np.testing.assert_allclose((angle - traj["inverse"])[150:], -1.5 * np.pi, atol=1e-2)
+    assert np.all(np.diff(traj["misalignment"][150:]) < 0)
+    assert traj["misalignment"][-1] < 1e-5
+    certificate = traj.certificate()
+    failed = [row.name for row in certificate.rows if not row.passed]
+    assert failed == ["path length to come"], str(certificate)
+
+
 def test_low_precision_network_keeps_margins_to_its_rounding():
     x, y = vectors()
     base = M.MLP((6, 8, 1), SMOOTH, key=KEY)

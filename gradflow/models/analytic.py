@@ -50,10 +50,13 @@ class MexicanHat(eqx.Module):
 
     The path is unstable: a deviation from $\psi = 0$ grows about like $e^{\varphi^4}$,
     so that in float64 a flow keeps to it for about a quarter of a turn, up to
-    $\varphi \approx 2.7$; it then falls into the valley $\psi = \pi/2$, which
-    winds for ever too. The model is not definable, and its path length is infinite: its
-    certificate fails in the row "path length to come" once what is left of the fall
-    into the valley has decayed (for `degree=0.125` by s = 1e4).
+    $\varphi \approx 2.7$; it then falls into the valley $\psi = -3\pi/2$, which winds
+    for ever too, and is stable. Time along the valley goes like $L e^\varphi
+    \varphi^5$ in $\ln\rho$, so a full turn takes a small degree: `degree=1e-7` makes
+    1.2 turns by $\ln\rho = 300$.
+
+    The model is not definable, and its path length is infinite: its certificate fails
+    in the row "path length to come" once the tangent's power can be told.
 
     **Arguments:**
 
