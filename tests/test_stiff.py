@@ -141,9 +141,54 @@ def test_rodas5p_in_float32():
     np.testing.assert_allclose(solution.ys[0], HIRES_END, rtol=2e-3)
 
 
-# Where the spectral radius is within reach of a stabilised explicit method.
-@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
-def test_rkc2_on_hires(dtype):
-    solution = solve("hires", gf.solvers.RKC2(), 1e-4, 1e-7, dtype)
+# An explicit method's work grows with the square root of t times the spectral radius,
+# so that Robertson's problem ends early here.
+@pytest.fixture(scope="module")
+def robertson_40():
+    """At t = 40, by SciPy; the documentation of LSODE has 0.7158, 9.185e-6, 0.2842."""
+    end = solve_ivp(
+        lambda t, y: np.asarray(robertson(t, y, None)),
+        (0, 40.0),
+        [1.0, 0, 0],
+        "Radau",
+        rtol=1e-10,
+        atol=1e-14,
+    )
+    np.testing.assert_allclose(end.y[:, -1], [0.7158, 9.185e-6, 0.2842], rtol=2e-4)
+    return end.y[:, -1]
+
+
+def test_rkc2_on_robertson(robertson_40):
+    field, args, y0, _, _ = PROBLEMS["robertson"]
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(field),
+        gf.solvers.RKC2(),
+        0.0,
+        40.0,
+        1e-6,
+        jnp.asarray(y0),
+        args=args,
+        stepsize_controller=diffrax.PIDController(1e-4, 1e-9),
+    )
+    np.testing.assert_allclose(solution.ys[0], robertson_40, rtol=1e-3)
+    assert solution.stats["num_steps"] < 200
+
+
+@pytest.mark.parametrize(
+    ("name", "atol", "tolerance"),
+    [
+        ("hires", 1e-8, 2e-3),
+        ("oregonator", 1e-6, 5e-2),  # Near an instability that multiplies errors.
+        ("van_der_pol", 1e-7, 1e-3),
+    ],
+)
+def test_rkc2_against_published_values(name, atol, tolerance):
+    solution = solve(name, gf.solvers.RKC2(), 1e-4, atol)
+    np.testing.assert_allclose(solution.ys[0], PROBLEMS[name][4], rtol=tolerance)
+    assert solution.stats["num_steps"] < 2000
+
+
+def test_rkc2_in_float32():
+    solution = solve("hires", gf.solvers.RKC2(), 1e-4, 1e-7, jnp.float32)
     np.testing.assert_allclose(solution.ys[0], HIRES_END, rtol=5e-3)
     assert solution.stats["num_steps"] < 400

@@ -37,8 +37,9 @@ class DeflatedRKC2(AbstractChebyshev):
     r"""`RKC2` on a system whose few stiffest directions are integrated exponentially.
 
     For gradient flows: symmetric Jacobians with a few large negative eigenvalues and
-    many small ones. With $V$ the stiffest eigenvectors and $\Lambda$ their values
-    (followed with three Jacobian-vector products a step), the coordinates
+    many small ones. (On others, such as the Oregonator's, it fails; take `RKC2`.) With
+    $V$ the stiffest eigenvectors and $\Lambda$ their values (followed with three
+    Jacobian-vector products a step), the coordinates
     $c = V^\top(y - y_0)$ obey $\dot c = \Lambda c + V^\top f(y_0) + N(t)$, where $N$
     vanishes at the start. After each stage they are set to the solution of that
     equation with $N$ linear in $t$ through its value at the stage before,
