@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Num, PyTree
 from ._homogeneity import Probe, check_degree, declared_layers, measured_layers
 from ._losses import AbstractLoss, CrossEntropy, Logistic
 from ._parameters import Fixed, Layout
+from .models.normalization import BatchNorm
 from .models.precision import InPrecision
 
 
@@ -105,6 +106,12 @@ class Problem(eqx.Module):
             )
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"`batch_size` must be positive; got {batch_size}.")
+        if batch_size is not None and _has(model, BatchNorm):
+            raise ValueError(
+                f"`batch_size={batch_size}` would normalise each batch by itself, but "
+                "the model's BatchNorm is over all examples: leave `batch_size` out, "
+                "or build the model without normalisation."
+            )
         self.loss = loss
         self.x = x
         self.y = loss.labels(y, output, self.theta.dtype)
@@ -189,6 +196,22 @@ class Problem(eqx.Module):
             lambda x, y: jax.vmap(self.loss.margin)(self._outputs_of(theta, x), y)
         )
 
+    def euler_residual(self, theta: Float[Array, " k"]) -> Float[Array, ""]:
+        r"""Largest $|\langle\theta,\nabla f\rangle - L f|$ over largest $|L f|$.
+
+        Over all outputs of all examples; nothing is stored per output.
+        """
+
+        def largest(x, y):
+            value, along = jax.jvp(
+                lambda theta: self._outputs_of(theta, x), (theta,), (theta,)
+            )
+            both = jnp.stack([along - self.degree * value, self.degree * value])
+            return jnp.abs(both).reshape(2, len(x), -1).max(axis=2).T
+
+        gap, size = self._map(largest).max(axis=0)
+        return gap / jnp.where(size > 0, size, 1)
+
     def soft_margins(self, theta: Float[Array, " k"]) -> Float[Array, " n"]:
         """The margins that enter the loss; equal to `margins` for two classes."""
         return self._map(lambda x, y: self._soft_margins_of(theta, x, y))
@@ -242,18 +265,22 @@ class Problem(eqx.Module):
             )
             return value, -grad
 
-        def combine(carry, number):
-            total, grad = carry
-            value, batch_grad = jax.value_and_grad(self._log_risk_of)(
-                theta, *self._batch(number)
-            )
-            new = jnp.logaddexp(total, value)
-            grad = jnp.exp(total - new) * grad + jnp.exp(value - new) * batch_grad
-            return (new, grad), None
+        def streamed(theta):
+            def combine(carry, number):
+                total, grad = carry
+                value, batch_grad = jax.value_and_grad(self._log_risk_of)(
+                    theta, *self._batch(number)
+                )
+                new = jnp.logaddexp(total, value)
+                grad = jnp.exp(total - new) * grad + jnp.exp(value - new) * batch_grad
+                return (new, grad), None
 
-        start = (jnp.array(-jnp.inf, theta.dtype), jnp.zeros_like(theta))
-        (value, grad), _ = jax.lax.scan(combine, start, self._batch_numbers())
-        return value, -grad
+            start = (jnp.array(-jnp.inf, theta.dtype), jnp.zeros_like(theta))
+            (value, grad), _ = jax.lax.scan(combine, start, self._batch_numbers())
+            return value, -grad
+
+        # Checkpointed, or a linearisation would keep what every batch computed.
+        return jax.checkpoint(streamed)(theta)
 
     def _batch_numbers(self):
         return jnp.arange(math.ceil(self.n / (self.batch_size or self.n)))
@@ -271,10 +298,15 @@ class Problem(eqx.Module):
     def _map(self, function):
         if self.batch_size is None:
             return function(self.x, self.y)
-        out = jax.lax.map(
-            lambda number: function(*self._batch(number)[:2]), self._batch_numbers()
-        )
+        # Checkpointed, or a gradient would keep what every batch computed.
+        of_batch = jax.checkpoint(lambda number: function(*self._batch(number)[:2]))
+        out = jax.lax.map(of_batch, self._batch_numbers())
         return out.reshape(-1, *out.shape[2:])[: self.n]
+
+
+def _has(model, kind) -> bool:
+    parts = jax.tree.leaves(model, is_leaf=lambda part: isinstance(part, kind))
+    return any(isinstance(part, kind) for part in parts)
 
 
 def _checked_data(x, y, one_class) -> tuple[Array, Array]:

@@ -34,6 +34,16 @@ def test_batch_norm_standardises_each_channel_over_the_batch(shape):
     np.testing.assert_allclose(out, expected, rtol=1e-11, atol=1e-12)
 
 
+def test_gradient_at_zero_weights_is_finite():
+    """Where the smoothing scales of both branches of a sum vanish."""
+    model = M.ResNet18(M.SmoothReLU(0.1), widths=(2, 3), norm=False, key=KEY)
+    zero = jax.tree.map(lambda a: 0 * a if eqx.is_inexact_array(a) else a, model)
+    x = jax.random.uniform(KEY, (2, 32, 32, 3))
+    problem = gf.Problem(zero, x, jnp.array([0, 1]), homogeneous=False)
+    _, direction = problem.log_risk_and_direction(problem.theta)
+    assert jnp.all(jnp.isfinite(direction))
+
+
 def test_normalised_layers_are_of_degree_zero():
     activation = M.SmoothReLU(0.3)
     k = jax.random.split(KEY, 3)

@@ -1,5 +1,6 @@
 """`Problem`: what it computes against naive formulas, and what it refuses."""
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,7 @@ from .helpers import separable
 
 
 class Biased(eqx.Module):
-    """A linear model with a bias: not homogeneous in (weight, bias) jointly? It is, of
-    degree 1; the constant offset below is what breaks it."""
+    """A linear model with a constant offset, which breaks homogeneity."""
 
     weight: jax.Array
 
@@ -24,6 +24,14 @@ class Biased(eqx.Module):
 def _network(dtype=jnp.float64, widths=(3, 4, 1), key=0):
     model = gf.models.DeepLinear(widths, key=jax.random.key(key))
     return jax.tree.map(lambda w: w.astype(dtype), model)
+
+
+def _normalised():
+    dense, last = (
+        gf.models.Dense(3, 4, key=jax.random.key(0)),
+        gf.models.Dense(4, 1, key=jax.random.key(1)),
+    )
+    return gf.models.Sequential((dense, gf.models.BatchNorm(4), last))
 
 
 def test_margins_risk_and_direction_against_naive_formulas():
@@ -54,6 +62,61 @@ def test_batches_change_nothing(size):
             jax.tree.leaves(getattr(whole, name)(whole.theta)),
         ):
             np.testing.assert_allclose(got, want, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("loss", [gf.Exponential(), gf.Logistic()])
+def test_batches_of_very_unequal_risk(loss):
+    """Margins from -700 to 1e6 (log risks of batches 700 to -1e6), in any order."""
+    levels = np.array([3e5, 1e6, 2e5, -700.0, 5.0, 1e6, 40.0, -699.0])
+    x = np.stack([levels, np.linspace(-1, 1, 8)], axis=1)
+    theta = jnp.array([1.0, 0.3])
+    for kept in (slice(None), slice(0, 3)):  # Of the first three the largest is e^-2e5.
+        data, labels = x[kept], np.ones(len(x[kept]))
+        whole, parts = (
+            gf.Problem(
+                gf.models.Linear(2),
+                data,
+                labels,
+                loss=loss,
+                batch_size=size,
+                one_class=True,
+            ).log_risk_and_direction(theta)
+            for size in (None, 2)
+        )
+        np.testing.assert_allclose(parts[0], whole[0], rtol=1e-15)
+        # Weights are exponentials of differences of log risks of this size.
+        rtol = 4 * np.finfo(float).eps * abs(float(whole[0]))
+        np.testing.assert_allclose(parts[1], whole[1], rtol=rtol)
+
+
+def _memory(n, what):
+    """Bytes of temporary memory of a computation over `n` examples in batches."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(n, 20))
+    model = gf.models.MLP((20, 64, 1), gf.models.SmoothReLU(0.1), key=jax.random.key(0))
+    problem = gf.Problem(model, x, np.sign(x[:, 0]), batch_size=100)
+    solver = gf.solvers.DeflatedRKC2(rank=4)
+    term = diffrax.ODETerm(lambda t, y, args: problem.log_risk_and_direction(y)[1])
+
+    def step(theta):
+        t0, t1 = jnp.array(0.0), jnp.array(0.1)
+        state = solver.init(term, t0, t1, theta, None)
+        return solver.step(term, t0, t1, theta, None, state, False)[0]
+
+    functions = {
+        "gradient": problem.log_risk_and_direction,
+        "step": step,
+        "hessian": lambda v: jax.jvp(jax.grad(problem.log_risk), (v,), (v,)),
+    }
+    compiled = jax.jit(lambda v: functions[what](v)).lower(problem.theta).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("what", ["gradient", "step", "hessian"])
+def test_memory_in_batches_does_not_grow_with_the_data(what):
+    per_example = (_memory(4000, what) - _memory(1000, what)) / 3000
+    # A few numbers for each example, against 64 hidden units of 8 bytes or more.
+    assert per_example < 40
 
 
 def test_degree_is_measured_and_layers_too():
@@ -154,6 +217,7 @@ NAN = X.at[3, 1].set(jnp.nan)
         (None, X, Y, {"degree": 2, "homogeneous": False}, "leave one"),
         (None, X, Y, {"loss": "logistic"}, "`loss` must be a gradflow loss"),
         (None, X, Y, {"batch_size": 0}, "`batch_size` must be positive"),
+        (_normalised(), X, Y, {"batch_size": 4}, "BatchNorm is over all examples"),
         (Biased(jnp.ones(3)), X, Y, {}, "`model` is not homogeneous"),
         (Biased(jnp.array([1.0, jnp.nan, 1.0])), X, Y, {}, "1 parameters that are NaN"),
         (_network(widths=(3, 4, 3)), X, Y, {}, "classes -1 to 1"),

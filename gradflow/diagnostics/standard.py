@@ -164,7 +164,7 @@ def _homogeneous(snap: Snapshot) -> dict[str, Array]:
         "normalized_smoothed_margin": alpha / scale,
         "beta": snap.radial / slope / (degree if degree else 1.0),
         "j_potential": jnp.exp(2 * log_gradient - (2 * degree - 2) * jnp.log(snap.rho)),
-        "euler_residual": euler_residual(snap),
+        "euler_residual": snap.problem.euler_residual(snap.theta),
         "lemma_3_4_residual": lemma_3_4_residual(snap),
         **_multi_homogeneous(snap),
     }
@@ -177,19 +177,6 @@ def _general(snap: Snapshot) -> dict[str, Array]:
         "median_normalized_margins": snap.margins / jnp.nanmedian(positive),
         "unit_norm_margins": snap.problem.margins(unit),
     }
-
-
-def euler_residual(snap: Snapshot) -> Array:
-    r"""Largest $|\langle\theta,\nabla f\rangle - L f|$ over largest $|L f|$.
-
-    Over all outputs of all examples. Exact homogeneity gives rounding error; biases
-    or a wrong degree show here.
-    """
-    problem = snap.problem
-    value, along = jax.jvp(problem.outputs, (snap.theta,), (snap.theta,))
-    expected = problem.degree * value
-    size = jnp.max(jnp.abs(expected))
-    return jnp.max(jnp.abs(along - expected)) / jnp.where(size > 0, size, 1)
 
 
 def lemma_3_4_residual(snap: Snapshot) -> Array:

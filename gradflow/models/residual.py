@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from equinox import Module
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .activations import AbstractActivation, ReLU, Scale
+from .activations import AbstractActivation, ReLU, Scale, safe_sqrt
 from .convolution import AvgPool, Conv, GlobalAvgPool, MaxPool
 from .layers import AbstractLayer, Dense, Signal, apply, image, output
 from .normalization import BatchNorm
@@ -31,7 +31,7 @@ def _add(a: Signal, b: Signal) -> Signal:
     scale = None
     if a.scale is not None and b.scale is not None:
         scale = Scale(
-            jnp.sqrt(a.scale.weight**2 + b.scale.weight**2),
+            safe_sqrt(a.scale.weight**2 + b.scale.weight**2),
             a.scale.inputs + b.scale.inputs,
             a.scale.reference + b.scale.reference,
         )
