@@ -26,7 +26,7 @@ def path_check(traj) -> Check | None:
     two, or before $x = 2$, nothing can be said, and there is no row. Speeds can change
     after the end of any run, so this is said of the run, not of what follows it.
     """
-    names = {"rho", "log_radial_gradient", "log_spherical_gradient"}
+    names = {"rho", "smoothed_margin", "log_radial_gradient", "log_spherical_gradient"}
     late = np.flatnonzero(after_separation(traj))
     degree = traj.config["degree"]
     if not degree or not names <= set(traj) or not len(late):

@@ -49,12 +49,16 @@ def problem_checks(traj, problem: Problem) -> list[Check]:
     snap = point(problem, theta)
     final = Final(problem, snap, _kkt(problem, snap))
     rows = [check(traj, final) for check in _CHECKS]
-    rows = [row for row in rows if row is not None] + linear_checks(traj, problem)
+    rows = [row for row in rows if row is not None]
+    if not problem.loss.exponential_tail:
+        return rows  # What follows is about margins at infinite norm.
+    rows += linear_checks(traj, problem)
     return rows + oracle_checks(traj, problem, snap, final.kkt)
 
 
 def _kkt(problem, snap) -> KKT | None:
-    if not problem.degree or not bool(jnp.min(snap.margins) > 0):
+    tail = problem.loss.exponential_tail
+    if not problem.degree or not tail or not bool(jnp.min(snap.margins) > 0):
         return None
     try:
         rows = min(_KKT_ROWS, max(1, _KKT_ENTRIES // problem.k))

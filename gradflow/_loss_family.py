@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -118,8 +119,13 @@ class Squared(AbstractLoss):
     $s = \ln(n/L)$ is the natural clock here too. `inverse` is the branch below one,
     $1 - \sqrt L$; `log_slope` is negative beyond $p = 1$.
 
+    Residuals $1 - p$ are differences of numbers near one, so the flow can be trusted to
+    log risks of about $2\ln(10^3\epsilon)$: -58 in float64, -18 in float32.
+
     **Source:** Banburski et al., Theory III.
     """
+
+    exponential_tail: ClassVar[bool] = False
 
     def log_loss(self, p):
         return _log_square(1 - p)

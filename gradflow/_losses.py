@@ -6,6 +6,7 @@ while its logarithm and the logarithm's derivative keep full precision.
 """
 
 import abc
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -19,7 +20,12 @@ class AbstractLoss(eqx.Module):
 
     A new loss implements these methods; everything else (risk, weights, smoothed
     margin, dual variables) follows from them.
+
+    `exponential_tail`: whether the theory of the smoothed margin applies; without it
+    the quantities and checks that rest on that theory are left out.
     """
+
+    exponential_tail: ClassVar[bool] = True
 
     @abc.abstractmethod
     def log_loss(self, p: Float[Array, "..."]) -> Float[Array, "..."]:

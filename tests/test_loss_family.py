@@ -10,6 +10,8 @@ import pytest
 
 import gradflow as gf
 
+from .helpers import separable
+
 mp.mp.dps = 60
 EPS = {np.float32: 2.0**-23, np.float64: 2.0**-52}
 # From log risk +1000 to -1e6, where ln l is about -q^3.
@@ -99,6 +101,38 @@ def test_square_loss_is_the_residual_sum():
     outputs = problem.outputs(problem.theta)
     expected = jnp.log(jnp.sum((y - outputs) ** 2))
     np.testing.assert_allclose(problem.log_risk(problem.theta), expected, rtol=1e-13)
+
+
+def test_flow_of_the_square_loss_against_its_closed_form():
+    """Linear: the residuals r obey dr/dt = -2 X X^T r."""
+    x, y = separable(4, 6)
+    problem = gf.Problem(gf.models.Linear(6), x, y, loss=gf.Squared())
+    traj = gf.integrate(problem, to=25.0, rtol=1e-8, saveat=20)
+    signed = np.asarray(x * y[:, None])
+    rates, basis = np.linalg.eigh(signed @ signed.T)
+    times = np.exp(traj["log_t"])[:, None]
+    residuals = (np.exp(-2 * rates * times) * (basis.T @ np.ones(4))) @ basis.T
+    np.testing.assert_allclose(traj["margins"], 1 - residuals, atol=1e-7)
+    certificate = traj.certificate(problem=problem)
+    assert certificate.passed, str(certificate)
+    assert {"Euler's identity", "gradient of ln L"} <= {r.name for r in certificate.rows}
+    # The smoothed margin belongs to losses with an exponential tail.
+    assert not {"smoothed_margin", "beta", "lemma_3_4_residual"} & set(traj)
+
+
+@pytest.mark.parametrize("name", ["exp", "log"])
+def test_flows_of_exponential_tails_pass_their_certificate(name):
+    x, y = separable(4, 6)
+    smooth = gf.models.SmoothReLU(0.1)
+    model = gf.models.MLP((6, 5, 1), smooth, key=jax.random.key(3))
+    problem = gf.Problem(model, x, y, loss=LOSSES[name])
+    traj = gf.integrate(problem, to=100.0, rtol=1e-6, saveat=20)
+    certificate = traj.certificate(problem=problem)
+    assert certificate.passed, str(certificate)
+    # The loss is of p^3, which rho^2 times the normalised margin reaches earlier.
+    np.testing.assert_allclose(
+        traj["margins"].min(axis=1)[-1], 100 ** (1 / 3), rtol=0.1
+    )
 
 
 def test_same_loss_twice_is_one_object_for_the_compiler():

@@ -242,6 +242,8 @@ def test_skip_connection_margin_falls_to_one_half():
     traj = gf.integrate(
         problem, to=1e6, rtol=1e-6, saveat=20, diagnostics=[unit_margin]
     )
+    certificate = traj.certificate()
+    assert certificate.passed, str(certificate)
     margins = np.asarray(traj["unit_margin"])
     np.testing.assert_allclose(margins[0], 4 / 12 + 2 / np.sqrt(12))
     assert margins[0] > 0.9
@@ -325,6 +327,23 @@ def test_low_precision_network_keeps_margins_to_its_rounding():
         assert b.dtype == jnp.float64
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
         assert not np.array_equal(a, b)
+
+
+def test_flow_of_a_bfloat16_network():
+    """Rounding of 2^-8: fit for the fitting phase only, and the certificate says so."""
+    x, y = vectors()
+    base = M.MLP((6, 8, 1), SMOOTH, key=KEY)
+    problem = gf.Problem(M.InPrecision(base, jnp.bfloat16), x, y)
+    with pytest.warns(UserWarning, match="InPrecision"):
+        traj = gf.integrate(problem, to=5.0, rtol=1e-2, saveat=10, throw=False)
+    exact = gf.integrate(gf.Problem(base, x, y), to=5.0, rtol=1e-4, saveat=10)
+    assert traj.theta.dtype == jnp.float64
+    assert traj.result is gf.Result.reached
+    # A few of the 28 products and sums of each margin are off by 2^-8.
+    got, want = (t["normalized_margins"][-1] for t in (traj, exact))
+    assert 1e-3 < np.abs(got / want - 1).max() < 0.1
+    assert np.abs(traj["clock_correction"]).max() < 0.1
+    assert not traj.certificate()["rounding of the margins"].passed
 
 
 @pytest.mark.parametrize(

@@ -81,13 +81,23 @@ def standard(snap: Snapshot) -> dict[str, Array]:
     Margins normalised layer by layer are there for models of more than one layer.
     Those that need homogeneity are absent when `problem.degree` is `None`; margins are
     then normalised by the median non-negative margin (Ji and Telgarsky, Appendix A)
-    and evaluated at unit norm (Vardi et al., Section 6).
+    and evaluated at unit norm (Vardi et al., Section 6). Those of the smoothed margin
+    are absent for losses without an exponential tail.
     """
     out = _geometry(snap)
     out.update(
         _homogeneous(snap) if snap.problem.degree is not None else _general(snap)
     )
+    if not snap.problem.loss.exponential_tail:
+        out = {name: value for name, value in out.items() if name not in _OF_TAILS}
     return out
+
+
+_OF_TAILS = {
+    *("smoothed_margin", "normalized_smoothed_margin", "beta", "j_potential"),
+    *("radial_smoothed_margin_gradient", "spherical_smoothed_margin_gradient"),
+    *("layer_normalized_smoothed_margin", "lemma_3_4_residual"),
+}
 
 
 def _geometry(snap: Snapshot) -> dict[str, Array]:
