@@ -128,7 +128,7 @@ def _euler(traj):
 
 def _identity_rounding(traj):
     """Relative, of <theta, gradient> / L: at most the products' rounding over L."""
-    return 100 * eps_of(traj) * max(1, 1 / traj.config["degree"])
+    return 100 * eps_of(traj) * max(1, 1 / (traj.config["degree"] or 1))
 
 
 def _sandwich(traj):

@@ -45,6 +45,11 @@ def test_squared_relu_flow_aligns_and_j_reaches_its_limit():
     limit = (2 * traj["min_normalized_margin"][-1]) ** 2
     np.testing.assert_allclose(found.j_potential, limit, rtol=1e-4)
     assert float(found.j_derivative) <= float(found.j_bound)
+    # Corollary 4.5 and Proposition 4.3: two programs that do not come from the flow.
+    assert gf.oracles.tangent_svm(problem, traj.model).relative_distance < 1e-3
+    program = gf.oracles.neuron_program(problem, traj.model)
+    np.testing.assert_allclose(program.margin, program.primal, rtol=1e-3)
+    assert abs(program.gap) < 1e-3 * program.primal
     kkt = gf.diagnostics.kkt(problem, traj.model)
     assert kkt.relative_epsilon < 2e-3
     rates = gf.diagnostics.rates(traj)

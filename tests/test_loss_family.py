@@ -115,7 +115,9 @@ def test_flow_of_the_square_loss_against_its_closed_form():
     np.testing.assert_allclose(traj["margins"], 1 - residuals, atol=1e-7)
     certificate = traj.certificate(problem=problem)
     assert certificate.passed, str(certificate)
-    assert {"Euler's identity", "gradient of ln L"} <= {r.name for r in certificate.rows}
+    assert {"Euler's identity", "gradient of ln L"} <= {
+        r.name for r in certificate.rows
+    }
     # The smoothed margin belongs to losses with an exponential tail.
     assert not {"smoothed_margin", "beta", "lemma_3_4_residual"} & set(traj)
 

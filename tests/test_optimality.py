@@ -168,6 +168,49 @@ def test_verdicts_on_random_relu_networks_survive_random_perturbations(seed):
         assert np.min(squares) >= point @ point * (1 - 1e-12)
 
 
+def test_kinks_that_a_layer_cannot_reach_do_not_matter():
+    """Outer weights alone: linear in them, though neurons sit on their kinks."""
+    c = gf.constructions.theorem_4_2_2()
+    model = c.problem.model(c.limit)
+    found = gf.oracles.layer_optimality(c.problem, model, 1)
+    assert found.kinks == 0
+    assert found.verdict == "locally optimal" and found.global_optimum, found.reason
+    np.testing.assert_allclose(c.problem.theta_of(found.point), c.limit, atol=1e-12)
+    # The same program for SciPy: outputs at unit inner weights.
+    z = np.asarray(c.problem.y)[:, None] * np.maximum(
+        np.asarray(c.problem.x) @ np.asarray(model.inner.weight).T, 0
+    )
+    best = minimize(
+        lambda v: v @ v / 2,
+        np.full(4, 2.0),
+        jac=lambda v: v,
+        constraints={"type": "ineq", "fun": lambda v: z @ v - 1, "jac": lambda v: z},
+        method="SLSQP",
+        tol=1e-12,
+    )
+    np.testing.assert_allclose(found.point.outer, best.x, atol=1e-6)
+
+
+def test_norms_are_held_against_a_global_bound():
+    x = jnp.array([[2.0, 1.0], [1.0, 2.0], [1.5, -0.2]])
+    y = jnp.array([1.0, 1.0, 1.0])
+    key = jax.random.key(0)
+    for model in (
+        gf.models.Diagonal(2, 2, key=key),
+        gf.models.DeepLinear((2, 3, 1), key=key),
+    ):
+        problem = gf.Problem(model, x, y, one_class=True)
+        traj = gf.integrate(problem, to=1e3, throw=False)
+        found = gf.oracles.local_optimality(problem, traj.model)
+        size = float(jnp.sum(problem.theta_of(found.point) ** 2))
+        assert found.verdict == "locally optimal" and found.global_optimum
+        np.testing.assert_allclose(size, found.bound, rtol=1e-8)
+    relu = gf.Problem(gf.models.TwoLayer(2, 3, key=key), x, y, one_class=True)
+    ahead = relu.model(jnp.abs(relu.theta))
+    if float(relu.margins(relu.theta_of(ahead)).min()) > 0:
+        assert np.isnan(gf.oracles.local_optimality(relu, ahead).bound)
+
+
 def test_bad_arguments_are_named():
     x, y = separable(6, 3)
     model = gf.models.DeepLinear((3, 2, 1), key=jax.random.key(3))

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 from .._problem import Problem
-from ..models import DeepLinear
-from .linear import deep_linear
+from ..models import DeepLinear, Diagonal, Identity
+from .linear import deep_linear, diagonal_max_margin
 from .program import MarginProgram
 from .search import RADII, search
 from .second_order import (
@@ -42,6 +42,9 @@ class Optimality(eqx.Module):
         model was found. Its constraints have been evaluated.
     - `decrease`: $1 - \|\text{witness}\|^2/\|\text{point}\|^2$, 0 without one.
     - `global_optimum`: whether the point is known to be a global optimum.
+    - `bound`: least squared norm of all parameters with margins at least 1, against
+        which $\|\text{point}\|^2$ may be held: known for deep linear and linear
+        diagonal networks, otherwise NaN.
     - `point`: the model examined: the one given, scaled so that its smallest margin is
         one and moved to the KKT point next to it. `moved`: how far, relative.
     - `kkt_residual`: $\|\theta - \sum_i\lambda_i h_i\|/\|\theta\|$ with $h_i$ in
@@ -64,6 +67,7 @@ class Optimality(eqx.Module):
     curvature: float
     kinks: int
     cells: int
+    bound: float = float("nan")
 
 
 def local_optimality(
@@ -100,24 +104,25 @@ def local_optimality(
     program = MarginProgram.whole(problem)
     point = polish(program, theta)
     result = _examine(program, theta, point, starts, seed)
-    if result.verdict != NOT_LOCAL and isinstance(model, DeepLinear):
-        return _against_bound(problem, result)
-    return result
-
-
-def _against_bound(problem, result):
-    """A deep linear network with the largest margin of its depth is optimal."""
-    best = deep_linear(problem, result.point)
-    if best.normalized_margin < best.bound * (1 - 1e-9):
+    bound = _global_bound(problem, result.point)
+    result = dataclasses.replace(result, bound=bound)
+    if not point @ point <= bound * (1 + 1e-9) or result.verdict == NOT_LOCAL:
         return result
-    verdict = (
-        LOCAL,
-        "global optimum: the normalised margin attains the bound for linear networks "
-        f"of depth {problem.degree:g}, {best.bound:.6g}",
-        True,
+    reason = f"global optimum: the squared norm attains the bound {bound:.6g}"
+    return dataclasses.replace(
+        result, verdict=LOCAL, reason=reason, global_optimum=True
     )
-    fields = lambda r: (r.verdict, r.reason, r.global_optimum)  # noqa: E731
-    return eqx.tree_at(fields, result, verdict)
+
+
+def _global_bound(problem, model) -> float:
+    """Least squared norm with margins at least one; NaN where it is not known."""
+    if isinstance(model, DeepLinear):
+        # Normalised margins are at most `bound`.
+        return deep_linear(problem, model).bound ** (-2 / problem.degree)
+    if isinstance(model, Diagonal) and isinstance(model.activation, Identity):
+        best = diagonal_max_margin(problem.x, problem.y, len(model.weights))
+        return best.squared_norm if best.exact else float("nan")
+    return float("nan")
 
 
 def layer_optimality(

@@ -19,13 +19,15 @@ class MarginProgram(eqx.Module):
     r"""Constraints as functions of `u`, the parameters at `index` of `theta`.
 
     **Attributes:** `problem`; `theta`, the whole parameters, fixed outside `index`;
-    `index`, positions of `u`; `degree` of homogeneity in `u`, or `None`.
+    `index`, positions of `u`; `degree` of homogeneity in `u`, or `None`; `moving`, the
+    numbers of the switches that depend on `u` (`None`: all).
     """
 
     problem: Problem
     theta: Float[Array, " k"]
     index: Int[Array, " u"]
     degree: float | None = eqx.field(static=True)
+    moving: Int[np.ndarray, " switches"] | None = None
 
     @staticmethod
     def whole(problem: Problem) -> "MarginProgram":
@@ -37,7 +39,14 @@ class MarginProgram(eqx.Module):
     def layer(problem: Problem, theta, number: int) -> "MarginProgram":
         """Problem (3) of Vardi et al.: one layer, the others as in `theta`."""
         index = problem.split_layers(jnp.arange(problem.k))[number]
-        return MarginProgram(problem, theta, index, problem.layer_degrees[number])
+        degree = problem.layer_degrees[number]
+        program = MarginProgram(problem, theta, index, degree)
+        # A switch whose gradient vanishes at all of some random points never switches.
+        here = np.asarray(theta[index])
+        draws = np.random.default_rng(0).standard_normal((8, len(here)))
+        normals = np.array([program.switches(u)[1] for u in (here, *draws)])
+        moving = np.flatnonzero(np.any(normals != 0, axis=(0, 2)))
+        return MarginProgram(problem, theta, index, degree, moving)
 
     def fill(self, u: Float[Array, " u"]) -> Float[Array, " k"]:
         """The whole parameters with `u` in its place."""
@@ -89,17 +98,22 @@ def _evaluate(program, u):
     """Constraints, switches and the gradients of both, compiled together."""
 
     def both(u):
-        values = program.constraints(u), switches(program.constraints, u)
+        values = program.constraints(u), _switches(program, u)
         return values, values
 
     (jacobian, normals), (c, z) = jax.jacrev(both, has_aux=True)(u)
     return c, jacobian, z, normals
 
 
+def _switches(program, u):
+    z = switches(program.constraints, u)
+    return z if program.moving is None else z[program.moving]
+
+
 @eqx.filter_jit
 def _hessian(program, u, multipliers, switch_multipliers):
     def weighted(u):
-        z = switches(program.constraints, u)
+        z = _switches(program, u)
         c = program.constraints(u)
         return jnp.vdot(multipliers, c) + jnp.vdot(switch_multipliers, z)
 

@@ -40,13 +40,10 @@ _OPAQUE = {
 def switches(
     fun: Callable[[Float[Array, " k"]], Array], u: Float[Array, " k"]
 ) -> Float[Array, " switches"]:
-    """Differences of the operands that `fun(u)` compares; differentiable in `u`.
-
-    Only of those that depend on `u`: others never switch.
-    """
+    """Differences of the operands that `fun(u)` compares; differentiable in `u`."""
     closed = jax.make_jaxpr(fun)(u)
     found: list[Array] = []
-    _run(closed, [u], [True], found)
+    _run(closed, [u], found)
     if not found:
         return jnp.zeros((0,), u.dtype)
     return jnp.concatenate([jnp.ravel(value).astype(u.dtype) for value in found])
@@ -88,37 +85,27 @@ def _inner(eqn):
     return None
 
 
-def _run(closed, args, moving, found):
-    """Evaluates a jaxpr, appending the switches to `found`.
-
-    `moving`: which arguments depend on `u`; returned for the results too.
-    """
-    jaxpr = closed.jaxpr
-    env = dict(zip(jaxpr.constvars, closed.consts)) | dict(zip(jaxpr.invars, args))
-    moves = dict(zip(jaxpr.invars, moving))
+def _run(closed, args, found):
+    """Evaluates a jaxpr, appending the switches to `found`."""
+    env = dict(zip(closed.jaxpr.constvars, closed.consts))
+    env.update(zip(closed.jaxpr.invars, args))
 
     def read(atom):
         return atom.val if isinstance(atom, jex.core.Literal) else env[atom]
 
-    def depends(atom):
-        return not isinstance(atom, jex.core.Literal) and moves.get(atom, False)
-
-    for eqn in _live(jaxpr):
-        values, flags = ([f(atom) for atom in eqn.invars] for f in (read, depends))
+    for eqn in _live(closed.jaxpr):
+        values = [read(atom) for atom in eqn.invars]
         name = eqn.primitive.name
-        if any(flags) and jnp.issubdtype(values[0].dtype, jnp.inexact):
-            if name in _COMPARISONS:
-                found.append(values[0] - values[1])
-            elif name in _ONE_OPERAND:
-                found.append(values[0])
+        if name in _COMPARISONS and jnp.issubdtype(values[0].dtype, jnp.inexact):
+            found.append(values[0] - values[1])
+        elif name in _ONE_OPERAND:
+            found.append(values[0])
         inner = _inner(eqn)
         if inner is None:
             out = eqn.primitive.bind(*values, **eqn.params)
-            out_moves = [any(flags)] * len(eqn.outvars)
         else:
-            out, out_moves = _run(inner, values, flags, found)
+            out = _run(inner, values, found)
         if not eqn.primitive.multiple_results:
             out = out if isinstance(out, list | tuple) else [out]
         env.update(zip(eqn.outvars, out))
-        moves.update(zip(eqn.outvars, out_moves))
-    return tuple([f(atom) for atom in jaxpr.outvars] for f in (read, depends))
+    return [read(atom) for atom in closed.jaxpr.outvars]

@@ -6,6 +6,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Float, Int
 
+from .._losses import CrossEntropy
 from .._problem import Problem
 from .._tangent_kernel import tangent_kernel
 from .linear import separate
@@ -40,14 +41,20 @@ def tangent_svm(problem: Problem, model: Any, *, batch_size: int = 256) -> Tange
     identity $P\theta = L p$ the cosine with $\theta$ is
     $L\langle q, p\rangle / (\|\theta\|\sqrt{q^\top K q})$.
 
-    **Raises:** `ValueError` if the problem is not homogeneous, or the features cannot
-    be separated (they can wherever all margins are positive).
+    **Raises:** `ValueError` if the problem is not homogeneous or has more than two
+    classes, or the features cannot be separated (they can wherever all margins are
+    positive).
 
     **Source:** Lyu and Li, Corollary 4.5 and Lemma C.13.
     """
     if problem.degree is None:
         raise ValueError(
             "`problem` must be homogeneous: Corollary 4.5 needs its degree."
+        )
+    if isinstance(problem.loss, CrossEntropy):
+        raise ValueError(
+            "`problem` must have labels -1 and +1: with several classes an example has "
+            "a constraint for each wrong class, of which the margin is the least."
         )
     theta = problem.theta_of(model)
     p = np.asarray(problem.margins(theta), np.float64)
