@@ -1,5 +1,6 @@
 """Quantities of the theory, derived from one snapshot of the flow."""
 
+from .along import along as along, parameters as parameters
 from .clarke import (
     ClarkeDirection as ClarkeDirection,
     SlidingExample as SlidingExample,
