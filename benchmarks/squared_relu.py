@@ -51,15 +51,11 @@ def flow(seed: int, settings: Settings) -> tuple[dict, gf.Problem, gf.Trajectory
         3, settings.width, key=jax.random.key(seed), scale=settings.scale
     )
     problem = gf.Problem(model, x, y)
-
-    def parameters(snap):
-        return {"theta": snap.theta}
-
     traj = gf.integrate(
         problem,
         to=settings.to,
         rtol=settings.rtol,
-        diagnostics=(gf.diagnostics.standard, parameters),
+        diagnostics=(gf.diagnostics.standard, gf.diagnostics.parameters),
     )
     potentials = gf.diagnostics.potentials(problem, traj.model)
     kkt = gf.diagnostics.kkt(problem, traj.model)

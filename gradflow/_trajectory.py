@@ -175,7 +175,7 @@ class Trajectory(Mapping[str, np.ndarray]):
         for i, array in enumerate(arrays):
             dims = tuple(f"model_{i}_{axis}" for axis in range(array.ndim))
             dataset[f"model_array_{i}"] = (dims, array)
-        dataset["theta"] = (("parameter",), np.asarray(self.theta))
+        dataset["final_theta"] = (("parameter",), np.asarray(self.theta))
         path = Path(path)
         beside = path.with_name(path.name + ".new")
         dataset.to_netcdf(beside, engine="h5netcdf")
@@ -211,9 +211,11 @@ class Trajectory(Mapping[str, np.ndarray]):
             for name, variable in dataset.variables.items()
             if variable.dims[:1] == ("s",)
         }
+        # Earlier versions wrote it as "theta", over the parameters of saved points.
+        final = dataset["final_theta" if "final_theta" in dataset else "theta"]
         return Trajectory(
             model=model,
-            theta=jnp.asarray(dataset["theta"].values),
+            theta=jnp.asarray(final.values),
             values=values,
             result=Result[dataset.attrs["result"]],
             stats=json.loads(dataset.attrs["stats"]),

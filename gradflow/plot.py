@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ._plot_robust import robust_accuracy as robust_accuracy
 from ._plot_theory import (
     neuron_directions as neuron_directions,
     prediction_surface as prediction_surface,

@@ -101,7 +101,7 @@ def turning():
         to=1000.0,
         rtol=1e-9,
         saveat=between,
-        diagnostics=(lambda snap: {"theta": snap.theta},),
+        diagnostics=(gf.diagnostics.parameters,),
     )["theta"]
     theta = theta[1:] / np.linalg.norm(theta[1:], axis=1, keepdims=True)
     chords = np.linalg.norm(np.diff(theta, axis=0), axis=1)

@@ -98,3 +98,25 @@ def test_neuron_directions_end_at_the_angles_of_the_weights():
     wide = gf.Problem(gf.models.TwoLayer(4, 3, key=jax.random.key(0)), *separable(d=4))
     with pytest.raises(ValueError, match="circle"):
         gf.plot.neuron_directions(wide, [wide.theta])
+
+
+def test_robust_accuracy_curves_along_a_flow():
+    x, y = separable(n=10, d=2)
+    model = gf.models.MLP((2, 6, 1), gf.models.SmoothReLU(0.1), key=jax.random.key(0))
+    problem = gf.Problem(model, x, y)
+    traj = gf.integrate(
+        problem, to=100.0, saveat=12, diagnostics=(gf.diagnostics.parameters,)
+    )
+    at, radii = [0, 4, -1], np.linspace(0, 2.5, 60)
+    results = gf.diagnostics.along(gf.diagnostics.robustness, problem, traj, at)
+    figure = gf.plot.robust_accuracy(results, traj.s[at], radii)
+    curves = [np.asarray(line.get_ydata()) for line in figure.axes[0].get_lines()]
+    for curve, i in zip(curves, at, strict=True):
+        values = np.asarray(problem.margins(jnp.asarray(traj["theta"][i])))
+        assert curve[0] == np.mean(values > 0)
+        assert np.all(np.diff(curve) <= 0) and curve[-1] < 1
+    assert curves[-1][0] == 1
+    legend = figure.axes[0].get_legend()
+    assert legend.get_texts()[-1].get_text() == "100"
+    with pytest.raises(ValueError, match="each with its time"):
+        gf.plot.robust_accuracy(results, traj.s, radii)

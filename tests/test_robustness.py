@@ -1,6 +1,7 @@
 """Distances to the decision boundary, against closed forms and brute force."""
 
-from typing import Any
+import functools
+import sys
 
 import equinox as eqx
 import jax
@@ -205,23 +206,55 @@ def test_trained_network_against_sequential_quadratic_programming(moons):
 
 @pytest.mark.slow
 def test_no_attack_of_carlini_and_wagner_comes_nearer(moons):
-    foolbox: Any = pytest.importorskip("foolbox", reason="the extra `attacks`")
+    pytest.importorskip("foolbox", reason="the extra `attacks`")
     problem, model, found = moons
-
-    def logits(x):
-        out = jax.vmap(model)(x)
-        return jnp.stack([-out, out], axis=1)
-
-    x, label = problem.x[:4], (problem.y[:4] > 0).astype(int)
-    # Foolbox mixes ranks and types, which the tests' settings refuse.
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        attack = foolbox.attacks.L2CarliniWagnerAttack(
-            binary_search_steps=6, steps=300, stepsize=0.02, initial_const=1.0
-        )
-        target = foolbox.JAXModel(logits, bounds=(-10.0, 10.0))
-        moved, _, fooled = attack(target, x, label, epsilons=None)
-    assert np.all(np.asarray(fooled))
-    attacked = np.linalg.norm(np.asarray(moved) - np.asarray(x), axis=1)
+    x, y = problem.x[:4], problem.y[:4]
+    moved = gf.diagnostics.carlini_wagner(problem, problem.theta_of(model), x, y)
+    attacked = np.linalg.norm(moved - np.asarray(x), axis=1)
     assert np.all(found.distances[:4] <= attacked)
     # The attack stops a little beyond the boundary, but it finds the same part of it.
-    assert np.all(attacked < 1.25 * found.distances[:4])
+    assert np.all(attacked < 1.02 * found.distances[:4])
+
+
+@pytest.mark.slow
+def test_the_nearer_of_search_and_attack_counts(moons):
+    pytest.importorskip("foolbox", reason="the extra `attacks`")
+    problem, model, found = moons
+    x, y = problem.x[:3], np.asarray(problem.y[:3]) * np.array([1, 1, -1])
+    hasty = functools.partial(
+        gf.diagnostics.robustness, problem, model, x, y, starts=1, steps=0
+    )
+    alone, both = hasty(), hasty(attack="carlini-wagner", batch_size=2)
+    # Without projections the search is nearest for the second example, not the first.
+    assert both.distances[0] < alone.distances[0]
+    assert both.distances[1] == alone.distances[1]
+    np.testing.assert_allclose(both.distances[:2], found.distances[:2], rtol=0.02)
+    gaps = np.linalg.norm(both.nearest - np.asarray(x), axis=1)
+    np.testing.assert_allclose(gaps, both.distances, rtol=1e-12)
+    values = np.asarray(jax.vmap(model)(jnp.asarray(both.nearest)))
+    assert np.all(values * y <= 0)
+    # Misclassified as it stands.
+    assert both.distances[2] == 0
+
+
+@pytest.mark.slow
+def test_attack_on_several_classes_with_large_margins():
+    pytest.importorskip("foolbox", reason="the extra `attacks`")
+    x = 0.8 * np.eye(3) + 0.1
+    problem = gf.Problem(gf.models.Linear(3, 3), x, np.arange(3))
+    theta = 1e4 * jnp.eye(3).ravel()
+    moved = gf.diagnostics.carlini_wagner(
+        problem, theta, problem.x, problem.y, (0.0, 1.0)
+    )
+    # For the identity the boundary between classes a and b is x_a = x_b.
+    gaps = np.linalg.norm(moved - x, axis=1)
+    np.testing.assert_allclose(gaps, 0.8 / np.sqrt(2), rtol=0.02)
+
+
+def test_attacks_that_cannot_run_say_why(relu, monkeypatch):
+    problem, model, _ = relu
+    monkeypatch.setitem(sys.modules, "foolbox", None)
+    with pytest.raises(ImportError, match=r"pip install gradflow-jax\[attacks\]"):
+        gf.diagnostics.robustness(problem, model, attack="carlini-wagner")
+    with pytest.raises(ValueError, match="carlini-wagner"):
+        gf.diagnostics.robustness(problem, model, attack="fgsm")

@@ -158,16 +158,16 @@ def test_standard_quantities_against_naive_formulas():
 
 def test_diagnostics_of_ones_own_and_none():
     traj = gf.integrate(
-        _problem(), to=5.0, saveat=4, diagnostics=(lambda snap: {"theta": snap.theta},)
+        _problem(), to=5.0, saveat=4, diagnostics=(lambda snap: {"mine": snap.theta},)
     )
     work = {"steps", "rejected_steps", "gradient_evaluations"}
     work |= {"jacobian_products", "factorizations"}
-    assert set(traj) == {"s", "log_risk", "theta"} | work
+    assert set(traj) == {"s", "log_risk", "mine"} | work
     for name in work:
         assert np.all(np.diff(traj[name]) >= 0)
         assert traj[name][-1] == traj.stats[name]
-    np.testing.assert_array_equal(traj["theta"][-1], traj.theta)
-    assert traj.to_xarray()["theta"].dims == ("s", "theta_0")
+    np.testing.assert_array_equal(traj["mine"][-1], traj.theta)
+    assert traj.to_xarray()["mine"].dims == ("s", "mine_0")
     bare = gf.integrate(_problem(), to=5.0, saveat=4, diagnostics=())
     assert set(bare) == {"s", "log_risk"} | work
 

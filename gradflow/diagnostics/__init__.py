@@ -1,5 +1,7 @@
 """Quantities of the theory, derived from one snapshot of the flow."""
 
+from .along import along as along, parameters as parameters
+from .attacks import carlini_wagner as carlini_wagner
 from .clarke import (
     ClarkeDirection as ClarkeDirection,
     SlidingExample as SlidingExample,

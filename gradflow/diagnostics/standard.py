@@ -72,6 +72,7 @@ QUANTITIES: dict[str, Quantity] = {
         ("example",), "1", "margin over the median non-negative margin"
     ),
     "unit_norm_margins": Quantity(("example",), "1", "margin at theta / rho"),
+    "theta": Quantity(("parameter",), "1", "flat parameters theta"),
 }
 
 
