@@ -103,7 +103,7 @@ _OF_TAILS = {
 
 def _geometry(snap: Snapshot) -> dict[str, Array]:
     spherical = spherical_norm(snap)
-    direction_norm = jnp.linalg.norm(snap.direction)
+    direction_norm = _norm(snap.direction)
     product = direction_norm * snap.rho
     safe = jnp.where(product > 0, product, 1)
     cosine = jnp.where(product > 0, snap.radial / safe, 0)
@@ -136,7 +136,13 @@ def _geometry(snap: Snapshot) -> dict[str, Array]:
 def spherical_norm(snap: Snapshot) -> Array:
     r"""$\lVert G_\perp\rVert$, the part of the ascent direction normal to $\theta$."""
     rho2 = jnp.where(snap.rho > 0, snap.rho**2, 1)
-    return jnp.linalg.norm(snap.direction - (snap.radial / rho2) * snap.theta)
+    return _norm(snap.direction - (snap.radial / rho2) * snap.theta)
+
+
+def _norm(vector) -> Array:
+    # The squares of a stationary flow's gradient underflow.
+    size = jnp.max(jnp.abs(vector))
+    return size * jnp.linalg.norm(vector / jnp.where(size > 0, size, 1))
 
 
 def layer_norms(snap: Snapshot) -> Array:
@@ -168,7 +174,7 @@ def _homogeneous(snap: Snapshot) -> dict[str, Array]:
     scale = snap.rho**degree
     normalized = snap.margins / scale
     alpha = snap.problem.loss.inverse(snap.log_risk)
-    log_gradient = jnp.log(jnp.linalg.norm(snap.direction)) - jnp.log(slope)
+    log_gradient = jnp.log(_norm(snap.direction)) - jnp.log(slope)
     return {
         "normalized_margins": normalized,
         "min_normalized_margin": jnp.min(normalized),
