@@ -1,4 +1,4 @@
-"""Homogeneity of any model, over random parameters and scales."""
+"""Homogeneity of any model, over random parameters, inputs and scales."""
 
 import equinox as eqx
 import jax
@@ -34,11 +34,11 @@ def check_degrees(model, degree, layer_degrees, x, examples=5):
     degrees = np.array([degree, *layer_degrees], dtype=float)
     assert len(masks) == len(degrees)
 
-    def outputs(theta):
-        return jax.vmap(rebuild(theta), axis_name="batch")(x)
-
     @jax.jit
-    def measure(theta, c, masks):
+    def measure(theta, x, c, masks):
+        def outputs(theta):
+            return jax.vmap(rebuild(theta), axis_name="batch")(x)
+
         def one(mask):
             value, radial = jax.jvp(outputs, (theta,), (mask * theta,))
             return value, radial, outputs(theta * (1 + (c - 1) * mask))
@@ -48,10 +48,14 @@ def check_degrees(model, degree, layer_degrees, x, examples=5):
     @settings(max_examples=examples, deadline=None, database=None)
     @given(seed=st.integers(0, 2**31 - 1), log_c=st.floats(-7, 7))
     def scaling_and_euler(seed, log_c):
-        noise = np.random.default_rng(seed).normal(size=theta.shape)
+        rng = np.random.default_rng(seed)
+        noise = rng.normal(size=theta.shape)
+        inputs = x * rng.uniform(0.5, 1.5, size=x.shape)
         spread = float(jnp.std(theta)) or 1.0
         c = np.exp(log_c)
-        values, radials, scaled = measure(theta + spread * noise, c, jnp.stack(masks))
+        values, radials, scaled = measure(
+            theta + spread * noise, inputs, c, jnp.stack(masks)
+        )
         for value, radial, other, k in zip(values, radials, scaled, degrees):
             size = float(jnp.max(jnp.abs(value)))
             assert size > 0

@@ -217,6 +217,11 @@ def test_convolutional_network():
         traj["margins"][-1] / (norms[0] * norms[1]),
         rtol=1e-12,
     )
+    np.testing.assert_allclose(
+        traj["layer_normalized_smoothed_margin"][-1],
+        traj["smoothed_margin"][-1] / (norms[0] * norms[1]),
+        rtol=1e-12,
+    )
     names = [row.name for row in certificate.rows]
     assert "balance of layers" in names and "fall of the layerwise margin" in names
     # Without the bias the balance is lost by more than the certificate allows.
@@ -226,6 +231,21 @@ def test_convolutional_network():
         abs(weight - start)
         > 10 * certificate["balance of layers"].value * norms[1] ** 2
     )
+
+
+def test_margins_over_layers_of_other_degrees():
+    """Lyu and Li, Equation (4): norms to the degrees, here 2 and 1."""
+    x, y = vectors()
+    model = M.TwoLayer(6, 8, M.PowerReLU(2), key=KEY, train_outer=True)
+    problem = gf.Problem(model, x, y)
+    assert problem.layer_degrees == (2, 1)
+    found = gf.diagnostics.standard(gf.diagnostics.snapshot(problem, problem.theta))
+    outer = np.asarray(model.outer)
+    scale = np.sum(np.asarray(model.inner.weight) ** 2) * np.linalg.norm(outer)
+    margins = problem.margins(problem.theta)
+    np.testing.assert_allclose(found["layer_normalized_margins"], margins / scale)
+    alpha = problem.loss.inverse(problem.log_risk(problem.theta))
+    np.testing.assert_allclose(found["layer_normalized_smoothed_margin"], alpha / scale)
 
 
 def norm(array):
