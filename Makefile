@@ -14,7 +14,7 @@ demo: $(STAMP)
 	$(BIN)/gradflow run
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadscope
 
 lint: $(STAMP)
 	$(BIN)/ruff check

@@ -135,17 +135,8 @@ CONVOLUTIONAL = {
 }
 
 
-@pytest.fixture
-def quick_compilation():
-    """These networks take longer to compile than to flow."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONVOLUTIONAL)
-@pytest.mark.usefixtures("quick_compilation")
 def test_convolutional_families(name):
     make, shape, layers = CONVOLUTIONAL[name]
     x, y = jax.random.uniform(jax.random.key(1), (4, *shape)), jnp.arange(4) % 2
