@@ -136,6 +136,7 @@ FINAL = {
     "KKT epsilon",
     "KKT epsilon, explicit",
     "KKT delta, explicit",
+    "balance of dual variables",
     "power of s in rho",
     "margin over the maximum",
     "distance to the best direction",
@@ -231,6 +232,14 @@ def test_data_of_another_problem(traj):
 def test_falsified_alignment(traj):
     off = _changed(traj, {"misalignment": 0.98 * traj["misalignment"]})
     assert _failed(off, PROBLEM) == {"KKT epsilon, explicit"}
+
+
+def test_dual_weight_on_examples_of_large_margin(traj):
+    """Margins given to other examples: their dual variables do not fit."""
+    margins = traj["margins"].copy()
+    margins[-1] = np.sort(margins[-1])[::-1][np.argsort(np.argsort(margins[-1]))]
+    swapped = _changed(traj, {"margins": margins})
+    assert "balance of dual variables" in _failed(swapped, PROBLEM)
 
 
 def test_point_far_from_kkt(traj):

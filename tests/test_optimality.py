@@ -171,6 +171,7 @@ def test_verdicts_on_random_relu_networks_survive_random_perturbations(seed):
 def test_kinks_that_a_layer_cannot_reach_do_not_matter():
     """Outer weights alone: linear in them, though neurons sit on their kinks."""
     c = gf.constructions.theorem_4_2_2()
+    assert c.limit is not None
     model = c.problem.model(c.limit)
     found = gf.oracles.layer_optimality(c.problem, model, 1)
     assert found.kinks == 0
