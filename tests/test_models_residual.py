@@ -39,7 +39,8 @@ def test_gradient_at_zero_weights_is_finite():
     """Where the smoothing scales of both branches of a sum vanish."""
     smooth = M.SmoothReLU(0.1)
     block = BasicBlock(2, 2, 1, smooth, norm=False, key=KEY, scale=0.0)
-    model = M.Sequential((block, M.Flatten(), M.Dense(32, 1, key=KEY)))
+    stem, head = M.Conv(2, 2, 1, key=KEY), M.Dense(32, 1, key=KEY)
+    model = M.Sequential((stem, block, M.Flatten(), head))
     x, y = jax.random.uniform(KEY, (2, 4, 4, 2)), jnp.array([1.0, -1.0])
     problem = gf.Problem(model, x, y, homogeneous=False)
     _, direction = problem.log_risk_and_direction(jnp.zeros(problem.k))
