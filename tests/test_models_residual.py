@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 import gradflow as gf
-from gradflow.models.residual import BasicBlock
+from gradflow.models.activations import Scale
+from gradflow.models.layers import Signal
+from gradflow.models.residual import _add
 
 from .model_properties import check_degrees
 
@@ -35,16 +37,18 @@ def test_batch_norm_standardises_each_channel_over_the_batch(shape):
     np.testing.assert_allclose(out, expected, rtol=1e-11, atol=1e-12)
 
 
-def test_gradient_at_zero_weights_is_finite():
-    """Where the smoothing scales of both branches of a sum vanish."""
-    smooth = M.SmoothReLU(0.1)
-    block = BasicBlock(2, 2, 1, smooth, norm=False, key=KEY, scale=0.0)
-    stem, head = M.Conv(2, 2, 1, key=KEY), M.Dense(32, 1, key=KEY)
-    model = M.Sequential((stem, block, M.Flatten(), head))
-    x, y = jax.random.uniform(KEY, (2, 4, 4, 2)), jnp.array([1.0, -1.0])
-    problem = gf.Problem(model, x, y, homogeneous=False)
-    _, direction = problem.log_risk_and_direction(jnp.zeros(problem.k))
-    assert jnp.all(jnp.isfinite(direction))
+def test_scale_of_a_sum_has_a_gradient_at_zero_weights():
+    def weight_of_sum(weight):
+        one = jnp.ones(())
+        branch = Signal(jnp.ones(2), one, Scale(weight, one, one))
+        scale = _add(branch, branch).scale
+        assert scale is not None
+        return scale.weight
+
+    at = jnp.array([0.0, 3.0])
+    np.testing.assert_allclose(weight_of_sum(at), 2**0.5 * at)
+    slopes = jax.grad(lambda weight: jnp.sum(weight_of_sum(weight)))(at)
+    np.testing.assert_allclose(slopes, [0, 2**0.5])
 
 
 def test_normalised_layers_are_of_degree_zero():
