@@ -192,6 +192,17 @@ def test_kinks_that_a_layer_cannot_reach_do_not_matter():
     np.testing.assert_allclose(found.point.outer, best.x, atol=1e-6)
 
 
+def test_of_two_similar_examples_the_nearer_supports():
+    """Margins 1.9 % apart, where either would explain the point to first order."""
+    x, y = gf.datasets.iris()
+    x = x @ np.linalg.svd(x, full_matrices=False)[2][:2].T
+    key = jax.random.key(0)
+    c = gf.constructions.theorem_3_1(x, y, (2, 4, 1), key=key, scale=1e-4)
+    traj = gf.integrate(c.problem, to=1e5, rtol=1e-6, saveat=2)
+    found = gf.oracles.local_optimality(c.problem, traj.model)
+    assert found.verdict == "locally optimal" and found.global_optimum, found.reason
+
+
 def test_norms_are_held_against_a_global_bound():
     x = jnp.array([[2.0, 1.0], [1.0, 2.0], [1.5, -0.2]])
     y = jnp.array([1.0, 1.0, 1.0])

@@ -16,6 +16,7 @@ KKT_TOL = 1e-6  # relative residual of theta = sum of lambda times gradients
 CURVATURE_TOL = 1e-6  # eigenvalues of the Lagrangian's Hessian; the objective's are 1
 _ON_KINK = 1e-9
 _ACTIVE = 1e-7
+_CLEARLY_ACTIVE = 1.001
 _NEARLY_ACTIVE = 1.05
 _MAX_CELLS = 256
 
@@ -235,15 +236,17 @@ def polish(program: MarginProgram, u: np.ndarray) -> np.ndarray:
     size = np.linalg.norm(gradients, axis=1) * np.linalg.norm(u)
     near = np.flatnonzero((np.abs(z) <= 1e-2 * size) & (size > 0))
     for kinks in (near[:0], near) if len(near) else (near,):
-        found = _newton(program, u, kinks)
-        if found is not None:
-            return found
+        # Of similar examples the farther may look active too: near ones first.
+        for largest in (_CLEARLY_ACTIVE, _NEARLY_ACTIVE):
+            found = _newton(program, u, kinks, largest)
+            if found is not None:
+                return found
     return u
 
 
-def _newton(program, u, kinks):
+def _newton(program, u, kinks, largest):
     c, jacobian = program.constraints_and_jacobian(u)
-    candidates = np.flatnonzero(c <= _NEARLY_ACTIVE)
+    candidates = np.flatnonzero(c <= largest)
     weights, _ = _nonnegative(jacobian[candidates].T, u)
     contribution = weights * np.linalg.norm(jacobian[candidates], axis=1)
     active = candidates[contribution > 1e-4 * np.linalg.norm(u)]
