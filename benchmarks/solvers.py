@@ -172,7 +172,7 @@ def _arrived(row: dict) -> bool:
 def plot(rows: list[dict], path: Path) -> None:
     """Error against wall time, one panel a problem; crosses stopped on the way."""
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import NullFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     names = list(dict.fromkeys(row["problem"] for row in rows))
     methods = list(dict.fromkeys(row["method"] for row in rows))
@@ -204,6 +204,8 @@ def plot(rows: list[dict], path: Path) -> None:
             xlabel="seconds",
             ylabel="relative error of margins",
         )
+        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter(NullFormatter())
     handles = [
         plt.Line2D([], [], color=colours[m], marker="o", label=m) for m in methods

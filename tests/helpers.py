@@ -16,3 +16,21 @@ def separable(n=8, d=3, seed=0):
     y = np.where(np.arange(n) % 2 == 0, 1.0, -1.0)
     x[:, 0] = y * (0.5 + np.abs(x[:, 0]))
     return jnp.asarray(x), jnp.asarray(y)
+
+
+def changed(traj, values, theta=None):
+    """The trajectory with other saved values, or other final parameters."""
+    return gf.Trajectory(
+        model=traj.model,
+        theta=traj.theta if theta is None else theta,
+        values=dict(traj) | values,
+        result=traj.result,
+        stats=traj.stats,
+        config=traj.config,
+    )
+
+
+def failures(traj, problem=None):
+    """Names of the certificate's rows that fail."""
+    rows = traj.certificate(problem=problem).rows
+    return {row.name for row in rows if not row.passed}

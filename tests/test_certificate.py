@@ -8,7 +8,7 @@ import pytest
 
 import gradflow as gf
 
-from .helpers import separable
+from .helpers import changed, failures, separable
 
 X, Y = separable(n=6)
 
@@ -31,31 +31,15 @@ def linear():
     return gf.integrate(LINEAR, to=1000.0, saveat=40)
 
 
-def _changed(traj, values, theta=None):
-    return gf.Trajectory(
-        model=traj.model,
-        theta=traj.theta if theta is None else theta,
-        values=dict(traj) | values,
-        result=traj.result,
-        stats=traj.stats,
-        config=traj.config,
-    )
-
-
-def _failed(traj, problem=None):
-    rows = traj.certificate(problem=problem).rows
-    return {row.name for row in rows if not row.passed}
-
-
 def test_a_good_flow_passes(traj):
     assert traj.certificate(strict=True).passed
-    assert _failed(traj) == set()
+    assert failures(traj) == set()
     assert "passed" in repr(traj.certificate())
 
 
 def test_clock_off_by_a_tenth(traj):
-    off = _changed(traj, {"clock_drift": traj["clock_drift"] + 0.1})
-    assert _failed(off) == {"clock drift"}
+    off = changed(traj, {"clock_drift": traj["clock_drift"] + 0.1})
+    assert failures(off) == {"clock drift"}
     with pytest.raises(RuntimeError, match="FAIL  clock drift"):
         off.certificate(strict=True)
 
@@ -78,7 +62,7 @@ def test_wrong_gradient_of_one_layer():
         gf.Problem(model, X, Y)
     unchecked = gf.Problem(model, X, Y, homogeneous=False)
     found = gf.integrate(unchecked, to=100.0, saveat=30, throw=False, patience=None)
-    assert "clock correction" in _failed(found)
+    assert "clock correction" in failures(found)
 
 
 class Biased(eqx.Module):
@@ -98,20 +82,20 @@ def test_non_homogeneous_model_declared_homogeneous():
     problem = gf.Problem(model, X, Y, homogeneous=False)
     object.__setattr__(problem, "degree", 1.0)
     found = gf.integrate(problem, to=50.0, saveat=20)
-    assert {"Euler's identity"} <= _failed(found)
+    assert {"Euler's identity"} <= failures(found)
 
 
 def test_trajectory_cut_and_spliced(traj):
-    cut = _changed(
+    cut = changed(
         traj, {k: np.delete(v, slice(10, 15), axis=0) for k, v in traj.items()}
     )
-    assert "saved points missing" in _failed(cut)
+    assert "saved points missing" in failures(cut)
     other = gf.integrate(gf.Problem(_model(key=3), X, Y), to=100.0, saveat=traj.s[1:-1])
     offset = len(other.s) - len(traj.s)  # The other flow starts at a point of its own.
     spliced = {
         k: np.concatenate([v[:12], other[k][12 + offset :]]) for k, v in traj.items()
     }
-    assert "balance of layers" in _failed(_changed(traj, spliced))
+    assert "balance of layers" in failures(changed(traj, spliced))
 
 
 def test_float32_past_its_range():
@@ -119,14 +103,14 @@ def test_float32_past_its_range():
     problem = gf.Problem(model, X.astype(jnp.float32), Y)
     with pytest.warns(UserWarning, match="In float32 margins near"):
         found = gf.integrate(problem, to=1e5, saveat=30, throw=False)
-    assert "rounding of the margins" in _failed(found)
+    assert "rounding of the margins" in failures(found)
 
 
 def test_tolerance_of_one():
     found = gf.integrate(
         gf.Problem(_model(), X, Y), to=100.0, rtol=1.0, saveat=30, throw=False
     )
-    assert "tolerance" in _failed(found)
+    assert "tolerance" in failures(found)
 
 
 FINAL = {
@@ -185,8 +169,8 @@ def test_float32_passes_with_its_problem():
 def test_a_run_without_diagnostics_is_still_computed_anew():
     found = gf.integrate(LINEAR, to=20.0, saveat=5, diagnostics=())
     assert "last s, computed anew" in repr(found.certificate(problem=LINEAR))
-    other = _changed(found, {}, theta=1.001 * found.theta)
-    assert _failed(other, LINEAR) == {"last s, computed anew"}
+    other = changed(found, {}, theta=1.001 * found.theta)
+    assert failures(other, LINEAR) == {"last s, computed anew"}
 
 
 def test_another_problem_is_refused(traj):
@@ -198,9 +182,9 @@ def test_wrong_gradient_is_seen_at_one_point(traj):
     """Found where it stands, without the flow that it spoils."""
     model = WrongGradient(*(layer.weight for layer in _model().layers))
     problem = gf.Problem(model, X, Y, homogeneous=False)
-    right = _changed(traj, {})
+    right = changed(traj, {})
     right.config = traj.config | {"degree": None}
-    assert "gradient of ln L" in _failed(right, problem)
+    assert "gradient of ln L" in failures(right, problem)
 
 
 class NoGradient(WrongGradient):
@@ -213,64 +197,64 @@ class NoGradient(WrongGradient):
 def test_missing_gradient_of_one_layer(traj):
     model = NoGradient(*(layer.weight for layer in _model().layers))
     problem = gf.Problem(model, X, Y, homogeneous=False)
-    right = _changed(traj, {})
+    right = changed(traj, {})
     right.config = traj.config | {"degree": None}
-    assert "gradient of ln L" in _failed(right, problem)
+    assert "gradient of ln L" in failures(right, problem)
 
 
 def test_final_parameters_of_another_point(traj):
     theta = traj.theta.at[0].multiply(1 + 1e-6)
-    failed = _failed(_changed(traj, {}, theta=theta), PROBLEM)
+    failed = failures(changed(traj, {}, theta=theta), PROBLEM)
     assert {"last s, computed anew", "last margins, computed anew"} <= failed
 
 
 def test_data_of_another_problem(traj):
     other = gf.Problem(_model(), X.at[0, 0].add(1e-3), Y)
-    assert "last margins, computed anew" in _failed(traj, other)
+    assert "last margins, computed anew" in failures(traj, other)
 
 
 def test_falsified_alignment(traj):
-    off = _changed(traj, {"misalignment": 0.98 * traj["misalignment"]})
-    assert _failed(off, PROBLEM) == {"KKT epsilon, explicit"}
+    off = changed(traj, {"misalignment": 0.98 * traj["misalignment"]})
+    assert failures(off, PROBLEM) == {"KKT epsilon, explicit"}
 
 
 def test_dual_weight_on_examples_of_large_margin(traj):
     """Margins given to other examples: their dual variables do not fit."""
     margins = traj["margins"].copy()
     margins[-1] = np.sort(margins[-1])[::-1][np.argsort(np.argsort(margins[-1]))]
-    swapped = _changed(traj, {"margins": margins})
-    assert "balance of dual variables" in _failed(swapped, PROBLEM)
+    swapped = changed(traj, {"margins": margins})
+    assert "balance of dual variables" in failures(swapped, PROBLEM)
 
 
 def test_point_far_from_kkt(traj):
     """A flow whose parameters tremble, though its margin grows as it should."""
     noise = jax.random.normal(jax.random.key(5), traj.theta.shape)
     theta = traj.theta + 0.3 * jnp.linalg.norm(traj.theta) * noise / 3
-    noisy = _changed(traj, {"misalignment": traj["misalignment"] + 0.1}, theta)
-    assert "KKT epsilon" in _failed(noisy, PROBLEM)
+    noisy = changed(traj, {"misalignment": traj["misalignment"] + 0.1}, theta)
+    assert "KKT epsilon" in failures(noisy, PROBLEM)
 
 
 def test_margins_later_than_the_parameters(traj):
     early = gf.integrate(PROBLEM, to=5.0, saveat=3)
-    failed = _failed(_changed(traj, {}, theta=early.theta), PROBLEM)
+    failed = failures(changed(traj, {}, theta=early.theta), PROBLEM)
     assert "KKT delta, explicit" in failed
 
 
 def test_norm_and_time_of_other_powers(linear):
-    faster = _changed(linear, {"rho": linear["rho"] * np.maximum(linear.s, 1) ** 0.1})
-    assert "power of s in rho" in _failed(faster, LINEAR)
+    faster = changed(linear, {"rho": linear["rho"] * np.maximum(linear.s, 1) ** 0.1})
+    assert "power of s in rho" in failures(faster, LINEAR)
     later = linear["log_t"] + 0.1 * np.log(np.maximum(linear.s, 1))
-    failed = _failed(_changed(linear, {"log_t": later}), LINEAR)
+    failed = failures(changed(linear, {"log_t": later}), LINEAR)
     assert failed == {"power of ln t in t L"}
 
 
 def test_margin_above_the_maximum(linear):
-    failed = _failed(_changed(linear, {"margins": 1.01 * linear["margins"]}), LINEAR)
+    failed = failures(changed(linear, {"margins": 1.01 * linear["margins"]}), LINEAR)
     assert {"margin over the maximum", "distance to the best direction"} <= failed
 
 
 def test_margin_below_what_the_flow_reaches(linear):
-    failed = _failed(_changed(linear, {"margins": 0.95 * linear["margins"]}), LINEAR)
+    failed = failures(changed(linear, {"margins": 0.95 * linear["margins"]}), LINEAR)
     assert "margin reached" in failed
 
 
@@ -278,5 +262,5 @@ def test_direction_worse_than_its_margin(linear):
     rho = jnp.linalg.norm(linear.theta)
     theta = linear.theta + 0.05 * rho * jnp.array([1.0, -1.0, 1.0])
     theta = theta * rho / jnp.linalg.norm(theta)
-    failed = _failed(_changed(linear, {}, theta=theta), LINEAR)
+    failed = failures(changed(linear, {}, theta=theta), LINEAR)
     assert "distance to the best direction" in failed

@@ -8,28 +8,13 @@ import pytest
 
 import gradflow as gf
 
-from .helpers import separable
+from .helpers import changed, failures, separable
 
 X, Y = separable(n=6)
 KEY = jax.random.key(0)
 TANGENT = "distance to the tangent SVM"
 PRODUCT = "margin reached by the product"
 DIAGONAL = "margin over the diagonal maximum"
-
-
-def _changed(traj, values, theta=None):
-    return gf.Trajectory(
-        model=traj.model,
-        theta=traj.theta if theta is None else theta,
-        values=dict(traj) | values,
-        result=traj.result,
-        stats=traj.stats,
-        config=traj.config,
-    )
-
-
-def _failed(traj, problem):
-    return {r.name for r in traj.certificate(problem=problem).rows if not r.passed}
 
 
 @pytest.fixture(scope="module")
@@ -82,17 +67,17 @@ def test_parameters_that_are_not_aligned(flow, request):
     problem, traj = request.getfixturevalue(flow)
     noise = jax.random.normal(jax.random.key(5), traj.theta.shape)
     size = jnp.linalg.norm(traj.theta) / jnp.linalg.norm(noise)
-    moved = _changed(traj, {}, traj.theta + 0.1 * size * noise)
-    assert TANGENT in _failed(moved, problem)
+    moved = changed(traj, {}, traj.theta + 0.1 * size * noise)
+    assert TANGENT in failures(moved, problem)
 
 
 def test_margins_of_another_predictor(deep, diagonal):
     problem, traj = deep
-    lower = _changed(traj, {"margins": 0.99 * traj["margins"]})
-    assert PRODUCT in _failed(lower, problem)
+    lower = changed(traj, {"margins": 0.99 * traj["margins"]})
+    assert PRODUCT in failures(lower, problem)
     problem, traj = diagonal
-    higher = _changed(traj, {"margins": 1.2 * traj["margins"]})
-    assert DIAGONAL in _failed(higher, problem)
+    higher = changed(traj, {"margins": 1.2 * traj["margins"]})
+    assert DIAGONAL in failures(higher, problem)
 
 
 def test_diagonal_maximum_of_a_network_in_closed_form():

@@ -7,21 +7,10 @@ import pytest
 
 import gradflow as gf
 
-from .helpers import separable
+from .helpers import changed, separable
 
 X, Y = separable(n=6)
 NAME = "path length to come"
-
-
-def _changed(traj, values):
-    return gf.Trajectory(
-        model=traj.model,
-        theta=traj.theta,
-        values=values,
-        result=traj.result,
-        stats=traj.stats,
-        config=traj.config,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +32,7 @@ def test_tail_of_a_network_is_what_comes():
     flow = gf.integrate(problem, to=1e4, saveat=np.append(np.arange(3, 101), 1e3))
     points = int(np.searchsorted(flow.s, 100.5))
     cut = {name: value[:points] for name, value in flow.items()}
-    early = _changed(flow, cut).certificate()[NAME]
+    early = changed(flow, cut).certificate()[NAME]
     came = flow["path_length"][-1] - flow["path_length"][points - 1]
     # What is still to come at s = 1e4 is a tenth of it, since it falls like s^(-1/2).
     assert early.passed
@@ -74,7 +63,7 @@ def test_speeds_on_both_sides_of_the_border(linear):
             "log_spherical_gradient": linear["log_radial_gradient"] + np.log(tangent)
         }
         cut = {k: v[points] for k, v in (dict(linear) | values).items()}
-        return _changed(linear, cut).certificate()
+        return changed(linear, cut).certificate()
 
     for tangent in (np.ones_like(x), x**-0.5):
         assert not row(tangent)[NAME].passed
