@@ -2,10 +2,10 @@
 
 Lyu and Li's MNIST network (bias in the first layer) on all 60,000 training images,
 cross-entropy, streamed in micro-batches. The peak of the process's resident memory is
-read by `resource.getrusage`, in a process of its own for each batch size, and the data
-are built at their final dtype before. Run:
+read by `resource.getrusage`, in a process of its own for each batch size; it includes
+what reading the data took. Run:
 
-    python -m benchmarks.cnn_memory --batch-size 250 --n 60000 --dtype float32
+    GRADFLOW_DATA=folder python -m benchmarks.cnn_memory --batch-size 250 --eps 1e-2
 """
 
 import argparse
@@ -20,7 +20,7 @@ def peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def measure(n: int, batch_size: int, dtype: str, eps: float) -> dict:
+def measure(n: int, batch_size: int, dtype: str, eps: float, random: bool) -> dict:
     """One gradient; compile time and memory apart."""
     os.environ["JAX_ENABLE_X64"] = "1" if dtype == "float64" else "0"
     import equinox as eqx
@@ -29,9 +29,13 @@ def measure(n: int, batch_size: int, dtype: str, eps: float) -> dict:
 
     import gradflow as gf
 
-    rng = np.random.default_rng(0)
-    x = rng.random((n, 28, 28), dtype=dtype)
-    y = rng.integers(0, 10, n)
+    if random:
+        rng = np.random.default_rng(0)
+        x = rng.random((n, 28, 28), dtype=dtype)
+        y = rng.integers(0, 10, n)
+    else:
+        x, y = gf.datasets.mnist(n=n)
+        x = np.moveaxis(x, 1, -1).astype(dtype)
     activation = gf.models.SmoothReLU(eps) if eps else gf.models.ReLU()
     model = gf.models.LyuLiCNN(
         activation, gf.models.MaxPool(2, eps=eps), key=jax.random.key(0)
@@ -47,6 +51,7 @@ def measure(n: int, batch_size: int, dtype: str, eps: float) -> dict:
     value, grad = compiled(problem, problem.theta)
     jax.block_until_ready(grad)
     return {
+        "images": "random" if random else "MNIST",
         "n": n,
         "batch_size": batch_size,
         "dtype": dtype,
@@ -68,5 +73,6 @@ if __name__ == "__main__":
     parser.add_argument("--batch-size", type=int, default=250)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--eps", type=float, default=0.0)
+    parser.add_argument("--random", action="store_true", help="instead of MNIST")
     arguments = parser.parse_args()
     print(json.dumps(measure(**vars(arguments))))
