@@ -2,6 +2,7 @@
 
     python -m benchmarks.solvers --json benchmarks/results/solvers.json
         [--problems breast_cancer,digits] [--rtols 1e-2,1e-4] [--seconds 20]
+        [--methods "Rodas5P;RK4, step 1/sharpness"]
 
 Each method runs each problem to the same s, or as far as it comes in `--seconds`. The
 error is that of the final normalised margins of the support (within 10 of the least
@@ -123,9 +124,11 @@ def methods(problem, to: float, budget: float) -> dict[str, Callable[[float], di
     return named
 
 
-def compare(name: str, rtols: list[float], budget: float) -> list[dict]:
-    """All methods on one problem; a tighter tolerance only after a looser one reached
-    the end."""
+def compare(
+    name: str, rtols: list[float], budget: float, chosen: list[str] | None
+) -> list[dict]:
+    """All methods, or the chosen ones, on one problem; a tighter tolerance only after a
+    looser one reached the end."""
     make, to = PROBLEMS[name]
     problem = make()
     reference = Reference(problem, to)
@@ -139,11 +142,12 @@ def compare(name: str, rtols: list[float], budget: float) -> list[dict]:
         return outcome["result"] == "reached"
 
     for method, run in methods(problem, to, budget).items():
-        for rtol in rtols:
+        for rtol in rtols if chosen is None or method in chosen else ():
             if not record(method, rtol, run(rtol)):
                 break
     for method in DESCENT:
-        record(method, None, descent(problem, method, to, budget))
+        if chosen is None or method in chosen:
+            record(method, None, descent(problem, method, to, budget))
     return rows
 
 
@@ -153,12 +157,14 @@ def main() -> None:
     parser.add_argument("--problems", default=",".join(PROBLEMS))
     parser.add_argument("--rtols", default="1e-2,1e-3,1e-4,1e-6")
     parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--methods", help="names separated by semicolons; all if none")
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     rtols = [float(rtol) for rtol in options.rtols.split(",")]
+    chosen = None if options.methods is None else options.methods.split(";")
     rows = []
     for name in options.problems.split(","):
-        rows += compare(name, rtols, options.seconds)
+        rows += compare(name, rtols, options.seconds, chosen)
         write(options.json, rows)
     if options.json is not None:
         plot(rows, options.json.with_suffix(".png"))
