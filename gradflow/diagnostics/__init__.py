@@ -16,6 +16,7 @@ from .layers import (
     layers as layers,
     neurons as neurons,
 )
+from .lipschitz import lipschitz_bound as lipschitz_bound
 from .potentials import Potentials as Potentials, potentials as potentials
 from .rates import (
     Limit as Limit,
@@ -26,11 +27,7 @@ from .rates import (
     power as power,
     rates as rates,
 )
-from .robustness import (
-    Robustness as Robustness,
-    lipschitz_bound as lipschitz_bound,
-    robustness as robustness,
-)
+from .robustness import Robustness as Robustness, robustness as robustness
 from .snapshot import (
     Snapshot as Snapshot,
     dual as dual,

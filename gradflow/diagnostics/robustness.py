@@ -1,6 +1,5 @@
 """Distance of examples to the decision boundary: a search, and a lower bound."""
 
-import math
 from typing import Any
 
 import equinox as eqx
@@ -10,10 +9,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._problem import Problem
-from ..models.activations import Identity, LeakyReLU, ReLU
-from ..models.dense import MLP, DeepLinear, Linear
 from .attacks import carlini_wagner
 from .common import theta_of
+from .lipschitz import lipschitz_bound
 
 _STEP_FRACTIONS = (1.0, 0.5, 0.25, 0.1)
 _DEEPFOOL_STEPS = 30
@@ -135,41 +133,6 @@ def _nearer(x, distances, nearest, moved):
     nearer = gaps < distances
     mask = nearer.reshape(-1, *(1,) * (x.ndim - 1))
     return np.where(nearer, gaps, distances), np.where(mask, moved, nearest)
-
-
-def lipschitz_bound(model: Any, *, missing: float | None = None) -> float:
-    r"""A Lipschitz constant of the margin in $x$: a product of spectral norms.
-
-    For `Linear`, `DeepLinear`, and `MLP` with `Identity`, `ReLU` or `LeakyReLU`. With
-    several classes the last layer counts by its largest difference of two rows.
-
-    **Raises:** `ValueError` for other models, unless `missing` says what to return.
-    (Smoothed activations have a band whose width depends on $x$, and powers no global
-    constant.)
-    """
-    if isinstance(model, Linear):
-        matrices, slope = [model.weight], 1.0
-    elif isinstance(model, DeepLinear):
-        matrices, slope = [layer.weight for layer in model.layers], 1.0
-    elif isinstance(model, MLP) and isinstance(model.activation, LeakyReLU):
-        matrices = [layer.weight for layer in model.layers]
-        slope = max(1.0, abs(model.activation.slope))
-    elif isinstance(model, MLP) and isinstance(model.activation, Identity | ReLU):
-        matrices, slope = [layer.weight for layer in model.layers], 1.0
-    elif missing is not None:
-        return missing
-    else:
-        raise ValueError(
-            f"no Lipschitz bound is known for {type(model).__name__}: pass `lipschitz`."
-        )
-    arrays = [np.asarray(w, np.float64) for w in matrices]
-    last = arrays[-1]
-    if len(last) > 1:
-        gaps = last[:, None] - last[None]
-        factor = float(np.max(np.linalg.norm(gaps, axis=2)))
-    else:
-        factor = float(np.linalg.norm(last))
-    return factor * math.prod(slope * float(np.linalg.norm(w, 2)) for w in arrays[:-1])
 
 
 @eqx.filter_jit
