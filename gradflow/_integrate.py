@@ -68,8 +68,8 @@ def integrate(
     - `to`: the end as log-risk time $s = \ln(n/L)$; L = 1e-800 on n examples is
         $s = \ln n + 800\ln 10$. Measured, not integrated.
     - `clock`: the solver's independent variable; the curve is the same for all.
-    - `solver`: any Diffrax solver with an error estimate. `None` chooses by the number
-        of parameters, `to` and `rtol` (`gf.solvers.choose`).
+    - `solver`: any Diffrax solver with an error estimate. `None` chooses by the size
+        of the problem, `to` and `rtol` (`gf.solvers.choose`).
     - `rtol`, `atol`: a step is accepted if the norm of its estimated error is at most
         `atol + rtol * rho` over the parameters as a whole (`atol` is 0 by default), and
         if the measured change of $s$ differs from the integrated one by at most
