@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ._certificate_clock import clock_checks
+from ._certificate_layers import layer_balance, layer_shares
 from ._certificate_path import path_check
 from ._certificate_problem import problem_checks
 from ._check import Certificate, Check, after_separation, at_most, eps_of, near
@@ -14,6 +16,7 @@ def certify(traj, problem=None) -> Certificate:
     """All checks that the trajectory's quantities allow, and those of `problem`."""
     rows = [_result(traj)]
     if len(traj.s):
+        rows += clock_checks(traj)
         rows += [row for check in _CHECKS if (row := check(traj)) is not None]
         rows += [] if problem is None else problem_checks(traj, problem)
     return Certificate(rows)
@@ -24,22 +27,6 @@ def _result(traj) -> Check:
     last = traj.s[-1] if len(traj.s) else np.nan
     source = "log-risk time asked for"
     return Check("reached", last, f">= {traj.config['to']:.6g}", 0.0, reached, source)
-
-
-def _clock(traj):
-    if "clock_drift" not in traj:
-        return None
-    drift = np.max(np.abs(traj["clock_drift"]))
-    bound = max(1e-2, 1e-4 * (traj.s[-1] - traj.s[0]))
-    return near("clock drift", drift, 0.0, bound, "ln(n/L) along the flow is s")
-
-
-def _clock_correction(traj):
-    if "clock_correction" not in traj:
-        return None
-    total = np.max(np.abs(traj["clock_correction"]))
-    bound = max(1e-2, 1e-3 * (traj.s[-1] - traj.s[0]))
-    return near("clock correction", total, 0.0, bound, "ln(n/L) along the flow is s")
 
 
 def _complete(traj):
@@ -144,19 +131,19 @@ def _sandwich(traj):
     return at_most("alpha <= beta <= alpha + 2 ln n + 1", worst, 0.0, source)
 
 
-def _balance(traj):
-    """d |W_k|^2 / dt is the degree in layer k times a factor common to all layers."""
-    degrees = traj.config["layer_degrees"]
-    if "layer_norm" not in traj or len(degrees) < 2 or None in degrees:
+def _j_potential(traj):
+    """The radial part of grad alpha, by J and by beta: two columns, one vector."""
+    names = ("j_potential", "beta", "alignment", "rho")
+    degree, late = traj.config["degree"], after_separation(traj)
+    if not set(names) <= set(traj) or not degree or not late.any():
         return None
-    squares, degrees = traj["layer_norm"] ** 2, np.array(degrees)
-    first = np.argmax(degrees > 0)
-    ratios = degrees / (degrees[first] or 1)
-    gaps = squares - ratios * squares[:, first : first + 1]
-    drift = np.max(np.abs(gaps - gaps[0])) / np.max(squares)
-    bound = max(10 * traj.config["rtol"], 1e3 * eps_of(traj))
-    source = "Du, Hu and Lee 2018; Theory III, Section 11.1.1"
-    return near("balance of layers", drift, 0.0, bound, source)
+    j, beta, cosine, rho = (traj[name][late] for name in names)
+    ratio = np.sqrt(j) * cosine * rho**degree / (degree * beta)
+    source = "Ji and Telgarsky, Section 4.1"
+    # Of J = exp(... - (2L - 2) ln rho), the exponent is rounded.
+    exponent = 2 * abs(degree - 1) * np.max(np.abs(np.log(rho)))
+    bound = _identity_rounding(traj) * (1 + exponent)
+    return near("J against beta", np.max(np.abs(ratio - 1)), 0.0, bound, source)
 
 
 def _lemma_3_4(traj):
@@ -173,15 +160,15 @@ def _lemma_3_4(traj):
 _CHECKS: list[Callable] = [
     _tolerance,
     _complete,
-    _clock,
-    _clock_correction,
     _rounding,
     _monotone,
     _monotone_by_layers,
     _norm_growth,
     _euler,
     _sandwich,
-    _balance,
+    layer_balance,
+    layer_shares,
     _lemma_3_4,
+    _j_potential,
     path_check,
 ]

@@ -7,6 +7,7 @@ a margin program is at most the norm of $\sum_i q_i$ times its $i$-th feature.
 import equinox as eqx
 import numpy as np
 
+from ._certificate_neurons import neuron_checks
 from ._check import Check, at_least, at_most, eps_of
 from ._losses import Exponential, Logistic
 from ._problem import Problem
@@ -31,9 +32,12 @@ def oracle_checks(
     if kkt is None or not binary or not names <= set(traj):
         return []
     found = [_tangent(traj, problem, snap, kkt)]
+    found += neuron_checks(traj, problem, snap, _spread(snap))
     model = problem.model(snap.theta)
     if problem.x.ndim == 2 and isinstance(model, DeepLinear):
-        found.append(_deep_linear(traj, problem, snap, model))
+        best = max_margin(problem.x, problem.y).margin
+        found.append(_deep_linear(traj, snap, model, best))
+        found.append(_deep_linear_norm(traj, problem, best))
     if isinstance(model, Diagonal) and isinstance(model.activation, Identity):
         found.append(_diagonal(traj, problem))
     return [row for row in found if row is not None]
@@ -73,7 +77,7 @@ def _tangent(traj, problem, snap, kkt):
     )
 
 
-def _deep_linear(traj, problem, snap, model):
+def _deep_linear(traj, snap, model, best):
     r"""The margin of the predictor $u = A_1^\top v$, $v^\top = A_L\cdots A_2$, over
     $\gamma\lVert u\rVert$, which Proposition 4.4 has tend to 1.
 
@@ -92,12 +96,24 @@ def _deep_linear(traj, problem, snap, model):
     sine = float(sine * traj["rho"][-1])
     if not sine < 1:
         return None  # Too early: nothing follows.
-    best = max_margin(problem.x, problem.y).margin
     return at_least(
         "margin reached by the product",
         float(np.min(traj["margins"][-1])) / (best * norm),
         np.sqrt(1 - sine**2) / _spread(snap),
         "Ji and Telgarsky, Proposition 4.4, by weak duality",
+        tolerance=max(1e-9, eps_of(traj) ** 0.7),
+    )
+
+
+def _deep_linear_norm(traj, problem, best):
+    r"""$p_{\min}/\rho^L$ over its maximum $\gamma L^{-L/2}$, which the flow attains."""
+    depth = problem.degree
+    margin = float(np.min(traj["margins"][-1])) / traj["rho"][-1] ** depth
+    return at_most(
+        "margin over the deep linear maximum",
+        margin * depth ** (depth / 2) / best,
+        1.0,
+        "Vardi et al., Theorem 3.1, by least squares",
         tolerance=max(1e-9, eps_of(traj) ** 0.7),
     )
 

@@ -10,9 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._certificate_curvature import hessian_along_theta, j_growth
+from ._certificate_layers import chain_of_layers, layer_alignment
 from ._certificate_linear import linear_checks
 from ._certificate_oracles import oracle_checks
 from ._certificate_rates import norm_rate, risk_rate
+from ._certificate_robustness import boundary_distance
 from ._check import Check, after_separation, at_most, eps_of, near
 from ._losses import CrossEntropy, Exponential, Logistic
 from ._problem import Problem
@@ -31,6 +34,12 @@ class Final(NamedTuple):
     problem: Problem
     snap: Snapshot
     kkt: KKT | None
+
+    @property
+    def stationary(self) -> bool:
+        """Whether the square of the gradient is near underflow."""
+        size = np.linalg.norm(np.asarray(self.snap.direction, np.float64))
+        return not size > float(jnp.finfo(self.snap.theta.dtype).tiny) ** 0.4
 
 
 def problem_checks(traj, problem: Problem) -> list[Check]:
@@ -224,6 +233,11 @@ _CHECKS = [
     _kkt_explicit,
     _kkt_delta,
     _dual_balance,
+    hessian_along_theta,
+    j_growth,
+    layer_alignment,
+    chain_of_layers,
     norm_rate,
     risk_rate,
+    boundary_distance,
 ]

@@ -121,10 +121,12 @@ class Trajectory(Mapping[str, np.ndarray]):
 
         - `strict`: raise if a check fails.
         - `problem`: the problem that was integrated. With it the last saved point is
-            computed anew, the gradient is checked by differences, and rows on KKT
-            residuals, rates and the SVM of the tangent kernel are added, with the
-            maximum margins of linear, deep linear and diagonal networks. They cost a
-            few dozen evaluations of the risk and a few small programs.
+            computed anew, the gradient is checked by differences and the Hessian by
+            Euler's theorem, and rows on KKT residuals, J, layers, rates and the SVM of
+            the tangent kernel are added, with the maximum margins of linear, deep
+            linear, diagonal and two-layer networks and, of small networks, distances
+            to the decision boundary. They cost a few dozen evaluations of the risk and
+            a few small programs.
 
         **Raises:** `RuntimeError` with `strict=True` if a check fails; `ValueError` if
         `problem` is of another size or degree than the one that was integrated.

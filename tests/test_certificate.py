@@ -39,9 +39,33 @@ def test_a_good_flow_passes(traj):
 
 def test_clock_off_by_a_tenth(traj):
     off = changed(traj, {"clock_drift": traj["clock_drift"] + 0.1})
-    assert failures(off) == {"clock drift"}
+    assert failures(off) == {"clock drift", "clock at the start"}
     with pytest.raises(RuntimeError, match="FAIL  clock drift"):
         off.certificate(strict=True)
+
+
+def test_clock_off_by_a_tenth_far_out():
+    """The drift that is allowed grows with s; what s is by definition does not."""
+    long = gf.integrate(LINEAR, to=1e5, saveat=40)
+    assert failures(long) == set()
+    for end in (1e4, 1e5):
+        part = {k: v[: np.searchsorted(long.s, end) + 1] for k, v in long.items()}
+        cut = changed(long, part)
+        assert cut.s[-1] > 0.99 * end and not failures(cut) - {"reached"}
+        for name in ("s", "log_risk"):
+            for offset in (0.1, 0.1 * (cut.s > 0.5 * end)):
+                off = changed(cut, {name: cut[name] + offset})
+                assert "s + ln L - ln n" in failures(off)
+        for name in ("clock_drift", "clock_correction"):
+            off = changed(cut, {name: cut[name] + 0.1})
+            assert "clock at the start" in failures(off)
+
+
+def test_clock_corrected_by_more_than_a_step_may_be_off(traj):
+    """Within what all steps together may be off by."""
+    jump = 0.05 * (np.arange(len(traj.s)) >= 10)
+    off = changed(traj, {"clock_correction": traj["clock_correction"] + jump})
+    assert failures(off) == {"clock corrections between points"}
 
 
 class WrongGradient(eqx.Module):
@@ -125,6 +149,9 @@ FINAL = {
     "margin over the maximum",
     "distance to the best direction",
     "distance to the tangent SVM",
+    "Hessian along theta",
+    "growth of J",
+    "Lipschitz margin over distance",
 }
 
 
@@ -182,9 +209,10 @@ def test_wrong_gradient_is_seen_at_one_point(traj):
     """Found where it stands, without the flow that it spoils."""
     model = WrongGradient(*(layer.weight for layer in _model().layers))
     problem = gf.Problem(model, X, Y, homogeneous=False)
-    right = changed(traj, {})
-    right.config = traj.config | {"degree": None}
-    assert "gradient of ln L" in failures(right, problem)
+    for name in ("degree", "layers", "layer_degrees"):  # Past the check that sees it.
+        object.__setattr__(problem, name, getattr(PROBLEM, name))
+    failed = failures(traj, problem)
+    assert {"gradient of ln L", "alignment of layers"} <= failed
 
 
 class NoGradient(WrongGradient):
@@ -215,7 +243,7 @@ def test_data_of_another_problem(traj):
 
 def test_falsified_alignment(traj):
     off = changed(traj, {"misalignment": 0.98 * traj["misalignment"]})
-    assert failures(off, PROBLEM) == {"KKT epsilon, explicit"}
+    assert failures(off, PROBLEM) == {"KKT epsilon, explicit", "alignment of layers"}
 
 
 def test_dual_weight_on_examples_of_large_margin(traj):
@@ -251,6 +279,8 @@ def test_norm_and_time_of_other_powers(linear):
 def test_margin_above_the_maximum(linear):
     failed = failures(changed(linear, {"margins": 1.01 * linear["margins"]}), LINEAR)
     assert {"margin over the maximum", "distance to the best direction"} <= failed
+    # A linear model's margin is the distance from the boundary times its norm.
+    assert "Lipschitz margin over distance" in failed
 
 
 def test_margin_below_what_the_flow_reaches(linear):

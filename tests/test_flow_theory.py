@@ -41,7 +41,7 @@ def test_squared_relu_flow_aligns_and_j_reaches_its_limit():
     problem = gf.Problem(model, x, y)
     traj = gf.integrate(problem, to=1e4, rtol=1e-6)
     assert traj["misalignment"][-1] < 1e-6
-    found = gf.diagnostics.potentials(problem, traj.model, bound=True)
+    found = gf.diagnostics.potentials(problem, traj.model)
     limit = (2 * traj["min_normalized_margin"][-1]) ** 2
     np.testing.assert_allclose(found.j_potential, limit, rtol=1e-4)
     assert float(found.j_derivative) <= float(found.j_bound)

@@ -5,13 +5,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from .._problem import Problem
 from .common import need_degree, point, theta_of
 from .snapshot import dual, smoothed_margin_slope
-from .spectrum import top_eigenvalues
 
 
 class Potentials(eqx.Module):
@@ -26,7 +24,7 @@ class Potentials(eqx.Module):
     - `j_derivative`: $\langle\nabla J, \nabla\alpha\rangle = \tfrac{dJ}{dt}
         / (-\ell'(\alpha))$, by a Hessian-vector product.
     - `j_derivative_s`: $dJ/ds$.
-    - `j_bound`: the bound of Lemma D.3 for `j_derivative`; NaN unless asked for.
+    - `j_bound`: the bound of Lemma D.3 for `j_derivative`.
     - `sine_squared`: $\sin^2$ of the angle between $\theta$ and $-\nabla L$.
     - `log_radial_risk_gradient`, `log_spherical_risk_gradient`: ln of the parts of
         $\nabla L$ (radial: of $-\nabla L$, NaN where $\theta$ shrinks).
@@ -53,20 +51,22 @@ class Potentials(eqx.Module):
     case_ratio: Float[Array, ""]
 
 
-def potentials(problem: Problem, model: Any, *, bound: bool = False) -> Potentials:
+def potentials(problem: Problem, model: Any) -> Potentials:
     r"""J with its derivative along the flow, and radial and spherical parts.
+
+    The bound is that of Lemma D.3 as its proof gives it,
+    $$\langle\nabla J, \nabla\alpha\rangle \le \frac{2\bigl(K\rho^L +
+    2L(L-1)\beta\bigr)\lVert\nabla\alpha\rVert^2}{\rho^{2L}}\sin^2.$$
+    In place of the proof's $K = 2K_\sigma$, with $K_\sigma$ the largest norm of any
+    $\nabla^2p_i$ on the unit sphere, $K$ is here the value of the quadratic form
+    $\sum_i q_i\nabla^2p_i$ at $\theta/\rho$ ($q$ the dual variables) on the unit vector
+    along the spherical part of $\nabla\alpha$, which is all that the proof needs at
+    this point. Holds where $L < \ell(0)$, for $L \ge 1$, the exponential or logistic
+    loss and margins that are twice differentiable at $\theta$.
 
     **Arguments:**
 
     - `model`: a module, or flat parameters of shape `(k,)`.
-    - `bound`: also compute the bound of Lemma D.3 as its proof gives it,
-        $$\langle\nabla J, \nabla\alpha\rangle \le \frac{2\bigl(K\rho^L +
-        2L(L-1)\beta\bigr)\lVert\nabla\alpha\rVert^2}{\rho^{2L}}\sin^2.$$
-        In place of the proof's $K = 2K_\sigma$, with $K_\sigma$ the largest norm of
-        any $\nabla^2p_i$ on the unit sphere, $K$ is here the norm of $\sum_i
-        q_i\nabla^2p_i$ at $\theta/\rho$ ($q$ the dual variables), which is all that
-        the proof needs at this point. Holds where $L < \ell(0)$, for twice
-        differentiable margins.
 
     **Raises:** `ValueError` for a model without degree.
 
@@ -74,11 +74,7 @@ def potentials(problem: Problem, model: Any, *, bound: bool = False) -> Potentia
     and C.3; proof of Lemma 3.3.
     """
     degree = need_degree(problem, "potentials")
-    theta = theta_of(problem, model)
-    out = _potentials(problem, theta, degree)
-    if not bound:
-        return out
-    return eqx.tree_at(lambda p: p.j_bound, out, _bound(problem, theta, degree, out))
+    return _potentials(problem, theta_of(problem, model), degree)
 
 
 @eqx.filter_jit
@@ -86,7 +82,8 @@ def _potentials(problem, theta, degree):
     snap = point(problem, theta)
     rho, slope = snap.rho, smoothed_margin_slope(snap)
     radial = snap.radial / rho
-    spherical = jnp.linalg.norm(snap.direction - (radial / rho) * theta)
+    off_axis = snap.direction - (radial / rho) * theta
+    spherical = jnp.linalg.norm(off_axis)
     direction_norm = jnp.linalg.norm(snap.direction)
 
     def log_j(theta):
@@ -97,6 +94,14 @@ def _potentials(problem, theta, degree):
 
     value, along = jax.jvp(log_j, (theta,), (snap.direction,))
     j = jnp.exp(value)
+    q = dual(snap)
+    _, curved = jax.jvp(
+        jax.grad(lambda theta: jnp.vdot(q, problem.soft_margins(theta))),
+        (theta,),
+        (off_axis,),
+    )
+    curvature = rho**2 * jnp.vdot(off_axis, curved)
+    curvature = curvature + 2 * (degree - 1) * (radial * rho / slope) * spherical**2
     alpha = problem.loss.inverse(snap.log_risk)
     # grad of alpha / rho^L = grad alpha / rho^L - L alpha theta / rho^(L + 2)
     radial_normalized = (radial / slope - degree * alpha / rho) / rho**degree
@@ -106,7 +111,7 @@ def _potentials(problem, theta, degree):
         j_potential=j,
         j_derivative=j * along / slope,
         j_derivative_s=j * along / direction_norm**2,
-        j_bound=jnp.full_like(j, jnp.nan),
+        j_bound=2 * curvature / slope**2 / rho ** (2 * degree),
         sine_squared=(spherical / direction_norm) ** 2,
         log_radial_risk_gradient=snap.log_risk + jnp.log(radial),
         log_spherical_risk_gradient=snap.log_risk + jnp.log(spherical),
@@ -116,19 +121,3 @@ def _potentials(problem, theta, degree):
         spherical_normalized_gradient=spherical_normalized,
         case_ratio=ratio / rho ** (degree / 3),
     )
-
-
-def _weighted_margins(problem, q, theta):
-    return jnp.vdot(q, problem.soft_margins(theta))
-
-
-def _bound(problem, theta, degree, out):
-    snap = point(problem, theta)
-    rho = snap.rho
-    function = Partial(_weighted_margins, problem, dual(snap))
-    top = top_eigenvalues(function, theta / rho, count=1, which="LM")
-    curvature = abs(float(top[0]))
-    beta = out.radial_smoothed_margin_gradient * rho / degree
-    gradient_squared = out.j_potential * rho ** (2 * degree - 2)
-    scale = curvature * rho**degree + 2 * degree * (degree - 1) * beta
-    return 2 * scale * gradient_squared * out.sine_squared / rho ** (2 * degree)

@@ -65,9 +65,7 @@ def neuron_program(
         )
     theta = problem.theta_of(model)
     masks = neuron_masks(problem)
-    alone = np.asarray(
-        jax.lax.map(lambda mask: problem.margins(theta * mask), masks), np.float64
-    ).T
+    alone = np.asarray(_margins_alone(problem, theta, masks), np.float64).T
     margins = np.asarray(problem.margins(theta), np.float64)
     scale = float(np.max(np.abs(alone).sum(axis=1)))
     if np.max(np.abs(alone.sum(axis=1) - margins)) > 1e-5 * scale:
@@ -85,10 +83,15 @@ def neuron_program(
     return NeuronProgram(best, least, least - best, margin, s, shares, q, features)
 
 
+@eqx.filter_jit
+def _margins_alone(problem, theta, masks):
+    return jax.lax.map(lambda mask: problem.margins(theta * mask), masks)
+
+
 def neuron_masks(problem):
     """One mask over the flat parameters per neuron, shape `(m, k)`."""
     layout, rows = problem.layout, problem.layout.shapes[0]
-    width = rows[0]
+    width = rows[0] if rows else 0
     owner = np.full(problem.k, -1)
     if len(rows) == 2:
         owner[: math.prod(rows)] = np.repeat(np.arange(width), rows[1])
