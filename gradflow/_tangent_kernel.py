@@ -1,5 +1,6 @@
 """The empirical tangent kernel of a problem's margins."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -29,25 +30,32 @@ def tangent_kernel(
 
     **Source:** Lyu and Li, Corollary 4.5; Jacot et al. 2018.
     """
+    theta = problem.theta_of(model)
+
+    def rows(part: slice) -> Float[Array, "rows k"]:
+        return _rows(problem, theta, problem.x[part], problem.y[part])
+
+    return gram(rows, problem.n, batch_size)
+
+
+def gram(rows: Callable[[slice], Any], count: int, batch_size: int):
+    r"""$PP^\top$ of a matrix $P$ of `count` rows; `rows` gives a slice of them.
+
+    At most two blocks of `batch_size` rows are held at a time.
+
+    **Raises:** `ValueError` if `batch_size < 1`.
+    """
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be positive; got {batch_size}.")
-    theta = problem.theta_of(model)
-    starts = range(0, problem.n, batch_size)
-    kernel = [[jnp.zeros(())] * len(starts) for _ in starts]
-    for a, start in enumerate(starts):
-        rows = _jacobian(problem, theta, start, batch_size)
-        for b in range(a, len(starts)):
-            others = (
-                rows if a == b else _jacobian(problem, theta, starts[b], batch_size)
-            )
-            kernel[a][b] = rows @ others.T
+    parts = [slice(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
+    kernel: list[list[Any]] = [[None] * len(parts) for _ in parts]
+    for a, part in enumerate(parts):
+        first = rows(part)
+        for b in range(a, len(parts)):
+            second = first if a == b else rows(parts[b])
+            kernel[a][b] = first @ second.T
             kernel[b][a] = kernel[a][b].T
     return jnp.block(kernel)
-
-
-def _jacobian(problem, theta, start, size):
-    stop = min(start + size, problem.n)
-    return _rows(problem, theta, problem.x[start:stop], problem.y[start:stop])
 
 
 @eqx.filter_jit

@@ -91,7 +91,54 @@ def test_max_margin_of_two_points_is_in_closed_form():
     np.testing.assert_allclose(found.multipliers, [0.75, 0.25, 0], atol=1e-12)
 
 
+def three_classes():
+    rng = np.random.default_rng(3)
+    y = np.arange(15) % 3
+    return np.eye(3)[y] @ rng.normal(size=(3, 4)) * 3 + rng.normal(size=(15, 4)), y
+
+
+def test_max_margin_of_several_classes_agrees_with_an_interior_point_solver():
+    x, y = three_classes()
+    # One block of variables for each class, written out constraint by constraint.
+    rows = np.zeros((30, 3, 4))
+    for row, (i, j) in zip(
+        rows, [(i, j) for i in range(15) for j in range(3) if j != y[i]]
+    ):
+        row[y[i]], row[j] = x[i], -x[i]
+    flat = interior_point_max_margin(rows.reshape(30, 12), np.ones(30))
+    found = gf.oracles.max_margin(x, y)
+    assert np.isclose(found.margin, 1 / np.linalg.norm(flat), rtol=1e-8)
+    w = flat.reshape(3, 4) / np.linalg.norm(flat)
+    np.testing.assert_allclose(found.direction, w, atol=1e-6)
+    gaps = np.take_along_axis(x @ w.T, y[:, None], 1) - x @ w.T
+    gaps[np.arange(15), y] = np.inf
+    touching = np.flatnonzero(gaps.min(axis=1) < found.margin * (1 + 1e-5))
+    assert set(found.support) <= set(touching)
+    assert np.isclose(found.multipliers.sum(), 1)
+    assert np.all(found.multipliers[np.arange(15), y] == 0)
+
+
+def test_flow_of_several_classes_goes_to_their_max_margin():
+    x, y = three_classes()
+    problem = gf.Problem(gf.models.Linear(4, classes=3), x, y)
+    traj = gf.integrate(problem, 1e4, saveat=2, progress=False)
+    best = gf.oracles.max_margin(x, y)
+    share = traj["margins"][-1].min() / (traj["rho"][-1] * best.margin)
+    assert 1 - 1e-3 < share <= 1 + 1e-9
+    svm = gf.oracles.tangent_svm(problem, traj.model)
+    assert np.isclose(svm.margin, best.margin, rtol=1e-8)
+    np.testing.assert_allclose(svm.multipliers, best.multipliers, atol=1e-6)
+    assert svm.support.tolist() == best.support.tolist()
+    direction = traj.theta / np.linalg.norm(traj.theta)
+    cosine = float(best.direction.ravel() @ direction)
+    assert np.isclose(svm.cosine, cosine, rtol=1e-9)
+
+
 def test_data_that_cannot_be_separated_is_an_error():
+    with pytest.raises(ValueError, match="cannot be separated"):
+        gf.oracles.max_margin(np.ones((3, 1)), np.array([0, 1, 2]))
+    with pytest.raises(ValueError, match="one class only"):
+        gf.oracles.max_margin(np.ones((3, 1)), np.array([0, 0, 0]))
     with pytest.raises(ValueError, match="cannot be separated"):
         gf.oracles.max_margin(np.array([[1.0], [2.0]]), np.array([1.0, -1.0]))
     with pytest.raises(ValueError, match="must hold -1 and"):

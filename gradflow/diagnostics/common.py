@@ -57,6 +57,22 @@ def is_multiclass(outputs: Float[Array | np.ndarray, "n ..."]) -> bool:
     return outputs.ndim == 2 and outputs.shape[1] > 1
 
 
+def constraint_values(
+    problem: Problem, theta: Float[Array, " k"]
+) -> Float[Array, "n ..."]:
+    r"""The constraints of the margin problem: $p_i$, shape `(n,)`, or with several
+    classes $s_{ij} = \Phi_{y_i} - \Phi_j$, shape `(n, classes)`, infinite at labels.
+
+    **Source:** Lyu and Li, problem (P) and Appendix G.
+    """
+    outputs = all_outputs(problem, theta)
+    if not is_multiclass(outputs):
+        return problem.y * jnp.reshape(outputs, (-1,))
+    own = jnp.take_along_axis(outputs, problem.y[:, None], axis=1)
+    classes = jnp.arange(outputs.shape[1], dtype=problem.y.dtype)
+    return jnp.where(classes[None] == problem.y[:, None], jnp.inf, own - outputs)
+
+
 def margin_gradients(
     problem: Problem,
     theta: Float[Array, " k"],

@@ -17,8 +17,7 @@ from scipy.optimize import nnls
 
 from .._problem import Problem
 from .common import (
-    all_outputs,
-    is_multiclass,
+    constraint_values,
     margin_gradients,
     need_degree,
     point,
@@ -168,17 +167,12 @@ def _constraints(
     problem: Problem, theta: Float[Array, " k"], weight: Float[Array, " n"]
 ) -> tuple[Float[np.ndarray, "n ..."], Float[np.ndarray, "n ..."]]:
     """Each constraint's value, infinite at the labels, and its loss weight."""
-    outputs = all_outputs(problem, theta)
-    if not is_multiclass(outputs):
-        values = problem.y * jnp.reshape(outputs, (-1,))
-        return np.asarray(values, np.float64), np.asarray(weight, np.float64)
-    own = jnp.take_along_axis(outputs, problem.y[:, None], axis=1)
-    classes = jnp.arange(outputs.shape[1], dtype=problem.y.dtype)
-    is_label = classes[None] == problem.y[:, None]
-    gaps = jnp.where(is_label, jnp.inf, own - outputs)
-    # The gradient of the soft margin -ln sum e^-s is a softmax of the gaps' gradients.
-    share = jnp.exp(-gaps - logsumexp(-gaps, axis=1, keepdims=True))
-    return np.asarray(gaps, np.float64), np.asarray(weight[:, None] * share, np.float64)
+    values = constraint_values(problem, theta)
+    if values.ndim > 1:
+        # The gradient of the soft margin -ln sum e^-s is a softmax of theirs.
+        share = jnp.exp(-values - logsumexp(-values, axis=1, keepdims=True))
+        weight = weight[:, None] * share
+    return np.asarray(values, np.float64), np.asarray(weight, np.float64)
 
 
 class _Geometry(NamedTuple):

@@ -21,18 +21,21 @@ class MaxMargin(eqx.Module):
 
     **Attributes:**
 
-    - `direction`: $\bar u = \arg\max_{\|u\|=1} \min_i y_i\langle u, x_i\rangle$.
-    - `margin`: $\gamma = \min_i y_i\langle\bar u, x_i\rangle > 0$, in units of `x`.
+    - `direction`: $\bar u = \arg\max_{\|u\|=1} \min_i y_i\langle u, x_i\rangle$; with
+        several classes a matrix $\bar U$ of Frobenius norm one, a row for each.
+    - `margin`: $\gamma = \min_i y_i\langle\bar u, x_i\rangle > 0$, in units of `x`, or
+        $\min_{i, j\ne y_i}\langle\bar u_{y_i} - \bar u_j, x_i\rangle$.
     - `support`: indices of the examples with a positive multiplier.
     - `multipliers`: $q \ge 0$ with $\sum_i q_i = 1$ and
         $\sum_i q_i y_i x_i = \gamma\bar u$; the nearest point of the convex hull of
-        $y_i x_i$ to the origin.
+        $y_i x_i$ to the origin. With several classes one for each wrong class, shape
+        `(n, classes)`.
     """
 
-    direction: Float[np.ndarray, " d"]
+    direction: Float[np.ndarray, "... d"]
     margin: float
     support: Int[np.ndarray, " support"]
-    multipliers: Float[np.ndarray, " n"]
+    multipliers: Float[np.ndarray, "n ..."]
 
 
 def max_margin(x: Any, y: Any) -> MaxMargin:
@@ -43,20 +46,44 @@ def max_margin(x: Any, y: Any) -> MaxMargin:
     $\min_{u \ge 0} \|[Z^\top; h 1^\top] u - e_{d+1}\|$. It is solved twice, the second
     time with $h$ equal to the margin, for which the program is well scaled.
 
-    **Arguments:** `x`, shape `(n, d)`; `y`, shape `(n,)`, holding -1 and +1.
+    With several classes the constraints are $\langle w_{y_i} - w_j, x_i\rangle \ge 1$
+    for every wrong class $j$: rows $(e_{y_i} - e_j)\otimes x_i$ of the same program.
+
+    **Arguments:** `x`, shape `(n, d)`; `y`, shape `(n,)`, holding -1 and +1, or
+    classes 0, 1, ... as integers.
 
     **Returns:** a `MaxMargin`.
 
     **Raises:** `ValueError` if shapes or labels are wrong, or if no hyperplane through
     the origin separates the examples.
 
-    **Source:** Lawson and Hanson, *Solving Least Squares Problems*, Chapter 23.
+    **Source:** Lawson and Hanson, *Solving Least Squares Problems*, Chapter 23; for
+    several classes Lyu and Li, Appendix G (Crammer and Singer 2001, without slack).
     """
+    if np.issubdtype(np.asarray(y).dtype, np.integer) and np.min(y, initial=0) == 0:
+        return _several_classes(x, np.asarray(y))
     z = signed_examples(x, y)
     size = float(np.max(np.linalg.norm(z, axis=1)))
     if size == 0:
         raise ValueError("`x` is zero in every example: nothing can be separated.")
     return separate(z / size, size)
+
+
+def _several_classes(x, y) -> MaxMargin:
+    x = signed_examples(x, np.ones(len(y)))
+    n, (count, d) = len(x), (int(np.max(y)) + 1, x.shape[1])
+    if count < 2:
+        raise ValueError("`y` holds one class only: there is nothing to separate.")
+    pairs = np.argwhere(np.arange(count)[None] != y[:, None])
+    codes = np.eye(count)[y[pairs[:, 0]]] - np.eye(count)[pairs[:, 1]]
+    z = (codes[:, :, None] * x[pairs[:, 0], None]).reshape(len(pairs), -1)
+    size = float(np.max(np.linalg.norm(z, axis=1)))
+    found = separate(z / (size or 1.0), size)
+    multipliers = np.zeros((n, count))
+    multipliers[tuple(pairs.T)] = found.multipliers
+    support = np.flatnonzero(multipliers.any(axis=1))
+    direction = found.direction.reshape(count, d)
+    return MaxMargin(direction, found.margin, support, multipliers)
 
 
 def separate(z: np.ndarray, size: float = 1.0) -> MaxMargin:

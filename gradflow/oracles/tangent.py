@@ -6,9 +6,9 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Float, Int
 
-from .._losses import CrossEntropy
 from .._problem import Problem
-from .._tangent_kernel import tangent_kernel
+from .._tangent_kernel import gram
+from ..diagnostics.common import constraint_values, margin_gradients
 from .linear import separate
 
 
@@ -22,14 +22,15 @@ class TangentSVM(eqx.Module):
     - `angle`: the same in radians, accurate when small.
     - `relative_distance`: $\|w / \|w\| - \theta/\|\theta\|\,\|$.
     - `margin`: the largest $\min_i\langle u, \nabla p_i\rangle$ over unit $u$.
-    - `multipliers`: $q \ge 0$, summing to one. `support`: where they are positive.
+    - `multipliers`: $q \ge 0$, summing to one, shape `(n,)`, or `(n, classes)` with
+        zeros at the labels. `support`: the examples where they are positive.
     """
 
     cosine: float
     angle: float
     relative_distance: float
     margin: float
-    multipliers: Float[np.ndarray, " n"]
+    multipliers: Float[np.ndarray, "n ..."]
     support: Int[np.ndarray, " support"]
 
 
@@ -39,37 +40,41 @@ def tangent_svm(problem: Problem, model: Any, *, batch_size: int = 256) -> Tange
     Solves $\min\tfrac12\|w\|^2$ s.t. $\langle w, \nabla p_i(\theta)\rangle \ge 1$ in
     the kernel alone: features are a square root of $K = PP^\top$, and with Euler's
     identity $P\theta = L p$ the cosine with $\theta$ is
-    $L\langle q, p\rangle / (\|\theta\|\sqrt{q^\top K q})$.
+    $L\langle q, p\rangle / (\|\theta\|\sqrt{q^\top K q})$. With several classes there
+    is a row and a constraint for each example and wrong class, $p$ being the gaps
+    $\Phi_{y_i} - \Phi_j$; the kernel has $(n (C - 1))^2$ entries.
 
-    **Raises:** `ValueError` if the problem is not homogeneous or has more than two
-    classes, or the features cannot be separated (they can wherever all margins are
+    **Raises:** `ValueError` if the problem is not homogeneous, its model couples
+    examples, or the features cannot be separated (they can wherever all margins are
     positive).
 
-    **Source:** Lyu and Li, Corollary 4.5 and Lemma C.13.
+    **Source:** Lyu and Li, Corollary 4.5, Lemma C.13 and Appendix G.
     """
     if problem.degree is None:
         raise ValueError(
             "`problem` must be homogeneous: Corollary 4.5 needs its degree."
         )
-    if isinstance(problem.loss, CrossEntropy):
-        raise ValueError(
-            "`problem` must have labels -1 and +1: with several classes an example has "
-            "a constraint for each wrong class, of which the margin is the least."
-        )
     theta = problem.theta_of(model)
-    p = np.asarray(problem.margins(theta), np.float64)
-    kernel = np.asarray(
-        tangent_kernel(problem, model, batch_size=batch_size), np.float64
-    )
+    gaps = np.asarray(constraint_values(problem, theta), np.float64)
+    pairs = np.argwhere(np.isfinite(gaps))
+    classes = pairs[:, 1] if gaps.ndim > 1 else np.zeros(len(pairs), int)
+
+    def rows(part):
+        return margin_gradients(problem, theta, pairs[part, 0], classes[part])
+
+    kernel = np.asarray(gram(rows, len(pairs), batch_size), np.float64)
     values, vectors = np.linalg.eigh(kernel)
-    keep = values > values[-1] * 1e-15 * len(p)
+    keep = values > values[-1] * 1e-15 * len(pairs)
     features = vectors[:, keep] * np.sqrt(values[keep])
     size = float(np.max(np.linalg.norm(features, axis=1)))
     svm = separate(features / size, size)
     q = svm.multipliers
     rho = float(np.linalg.norm(theta))
     norm = float(np.linalg.norm(q @ features))
-    cosine = problem.degree * float(q @ p) / (rho * norm)
+    cosine = problem.degree * float(q @ gaps[np.isfinite(gaps)]) / (rho * norm)
     distance = float(np.sqrt(max(2 - 2 * cosine, 0.0)))
     angle = 2 * float(np.arcsin(min(distance / 2, 1.0)))
-    return TangentSVM(cosine, angle, distance, svm.margin, q, svm.support)
+    multipliers = np.zeros(gaps.shape)
+    multipliers[np.isfinite(gaps)] = q
+    support = np.unique(pairs[svm.support, 0])
+    return TangentSVM(cosine, angle, distance, svm.margin, multipliers, support)
