@@ -91,7 +91,7 @@ class Reference:
             throw=False,
         )
         margins = traj["normalized_margins"]
-        finite = np.isfinite(margins).all(axis=1)
+        finite = np.isfinite(margins).all(axis=1) & (traj.s > 0)
         self.s = traj.s[finite]
         self.along = CubicSpline(np.log(self.s), margins[finite])
 
