@@ -9,10 +9,10 @@ import numpy as np
 
 from ._certificate_neurons import neuron_checks
 from ._check import Check, at_least, at_most, eps_of
-from ._losses import Exponential, Logistic
+from ._losses import CrossEntropy, Exponential, Logistic
 from ._problem import Problem
 from .diagnostics.kkt import KKT
-from .diagnostics.snapshot import Snapshot, weights
+from .diagnostics.snapshot import Snapshot
 from .models.activations import Identity
 from .models.dense import DeepLinear
 from .models.sparse import Diagonal
@@ -21,45 +21,53 @@ from .oracles.tangent import tangent_svm
 
 # Above this share of weight outside the candidates, no program over them is the whole.
 _NEGLECTED = 1e-9
+# Constraints of the largest program: beyond, least squares take minutes.
+_CONSTRAINTS = 1000
 
 
 def oracle_checks(
     traj, problem: Problem, snap: Snapshot, kkt: KKT | None
 ) -> list[Check]:
-    """The rows that a separating binary network of a known kind has."""
+    """The rows that a separating network of a known kind has."""
     names = {"margins", "rho", "misalignment", "log_radial_gradient"}
-    binary = isinstance(problem.loss, Exponential | Logistic)
-    if kkt is None or not binary or not names <= set(traj):
+    known = isinstance(problem.loss, Exponential | Logistic | CrossEntropy)
+    if kkt is None or not known or not names <= set(traj):
         return []
-    found = [_tangent(traj, problem, snap, kkt)]
-    found += neuron_checks(traj, problem, snap, _spread(snap))
+    spread = _spread(kkt)
+    found = [_tangent(traj, problem, snap, kkt, spread)]
+    if isinstance(problem.loss, CrossEntropy):
+        return [row for row in found if row is not None]
+    found += neuron_checks(traj, problem, snap, spread)
     model = problem.model(snap.theta)
     if problem.x.ndim == 2 and isinstance(model, DeepLinear):
         best = max_margin(problem.x, problem.y).margin
-        found.append(_deep_linear(traj, snap, model, best))
+        found.append(_deep_linear(traj, model, best, spread))
         found.append(_deep_linear_norm(traj, problem, best))
     if isinstance(model, Diagonal) and isinstance(model.activation, Identity):
         found.append(_diagonal(traj, problem))
     return [row for row in found if row is not None]
 
 
-def _spread(snap) -> float:
-    r"""$\sum_i q_i p_i / \min_i p_i \ge 1$."""
-    w, p = np.asarray(weights(snap), np.float64), np.asarray(snap.margins, np.float64)
-    return float(w @ p / (w.sum() * p.min()))
+def _spread(kkt: KKT) -> float:
+    r"""$\sum_i q_i p_i / \min_i p_i \ge 1$ over all constraints."""
+    q = kkt.explicit.multipliers
+    slack = np.where(q > 0, kkt.slack, 0.0)
+    return 1 + float(np.sum(q * slack) / np.sum(q))
 
 
-def _tangent(traj, problem, snap, kkt):
+def _tangent(traj, problem, snap, kkt, spread):
     r"""Distance of $\theta/\rho$ from the SVM $\hat w$ in the features $\nabla p_i$.
 
     With $\gamma$ its margin, $\lVert\theta/\rho - \hat w\rVert^2 \le
     2(1 - Lp_{\min}/(\rho\gamma))$ and $\gamma \le \lVert\sum_i q_i\nabla p_i\rVert$, so
     the share is at least the cosine of $\theta$ and $G$ (as saved), over
-    $\sum_i q_i p_i/p_{\min}$. It tends to 1, and $\theta$ to the SVM.
+    $\sum_i q_i p_i/p_{\min}$. It tends to 1, and $\theta$ to the SVM. With several
+    classes $p$ are the gaps of Appendix G.
     """
-    if kkt.neglected_weight > _NEGLECTED:
+    chosen = np.flatnonzero(kkt.candidates.reshape(problem.n, -1).any(axis=1))
+    constraints = len(chosen) * (traj.config["classes"] - 1)
+    if kkt.neglected_weight > _NEGLECTED or constraints > _CONSTRAINTS:
         return None
-    chosen = np.flatnonzero(kkt.candidates)
     part = eqx.tree_at(
         lambda p: (p.x, p.y), problem, (problem.x[chosen], problem.y[chosen])
     )
@@ -67,7 +75,7 @@ def _tangent(traj, problem, snap, kkt):
         svm = tangent_svm(part, problem.model(snap.theta))
     except ValueError:
         return None  # Kinks: gradients of single examples need not separate.
-    share = (1 - traj["misalignment"][-1]) / _spread(snap)
+    share = (1 - traj["misalignment"][-1]) / spread
     return at_most(
         "distance to the tangent SVM",
         svm.relative_distance,
@@ -77,7 +85,7 @@ def _tangent(traj, problem, snap, kkt):
     )
 
 
-def _deep_linear(traj, snap, model, best):
+def _deep_linear(traj, model, best, spread):
     r"""The margin of the predictor $u = A_1^\top v$, $v^\top = A_L\cdots A_2$, over
     $\gamma\lVert u\rVert$, which Proposition 4.4 has tend to 1.
 
@@ -99,7 +107,7 @@ def _deep_linear(traj, snap, model, best):
     return at_least(
         "margin reached by the product",
         float(np.min(traj["margins"][-1])) / (best * norm),
-        np.sqrt(1 - sine**2) / _spread(snap),
+        np.sqrt(1 - sine**2) / spread,
         "Ji and Telgarsky, Proposition 4.4, by weak duality",
         tolerance=max(1e-9, eps_of(traj) ** 0.7),
     )
