@@ -41,19 +41,20 @@ def _at_the_start(traj):
 
 
 def _drift(traj):
-    if "clock_drift" not in traj:
-        return None
-    drift = np.max(np.abs(traj["clock_drift"]))
-    bound = max(1e-2, 1e-4 * (traj.s[-1] - traj.s[0]))
-    return near("clock drift", drift, 0.0, bound, _SOURCE)
+    return _largest(traj, "clock_drift", 1e-4)
 
 
 def _correction(traj):
-    if "clock_correction" not in traj:
+    return _largest(traj, "clock_correction", 1e-3)
+
+
+def _largest(traj, name, share):
+    """The largest entry of a column, against a share of the s covered."""
+    if name not in traj:
         return None
-    total = np.max(np.abs(traj["clock_correction"]))
-    bound = max(1e-2, 1e-3 * (traj.s[-1] - traj.s[0]))
-    return near("clock correction", total, 0.0, bound, _SOURCE)
+    bound = max(1e-2, share * (traj.s[-1] - traj.s[0]))
+    row = name.replace("_", " ")
+    return near(row, np.max(np.abs(traj[name])), 0.0, bound, _SOURCE)
 
 
 def _step_by_step(traj):

@@ -178,11 +178,21 @@ def test_a_good_flow_passes_with_its_problem(traj, linear, tmp_path):
 def test_networks_and_classes_pass_with_their_problem(model):
     classes = eqx.filter_eval_shape(model, X[0]).shape
     problem = gf.Problem(model, X, Y if classes == () else (Y > 0).astype(int))
-    found = gf.integrate(problem, to=100.0, saveat=30).certificate(problem=problem)
+    traj = gf.integrate(problem, to=100.0, saveat=30)
+    found = traj.certificate(problem=problem)
     assert found.passed, found
     names = {row.name for row in found.rows}
     assert {"gradient of ln L", "KKT epsilon", "KKT delta, explicit"} <= names
-    assert ("distance to the tangent SVM" in names) == (classes == ())
+    assert "distance to the tangent SVM" in names
+
+
+def test_several_classes_that_are_not_aligned():
+    problem = gf.Problem(gf.models.Linear(3, 2), X, (Y > 0).astype(int))
+    traj = gf.integrate(problem, to=100.0, saveat=30)
+    noise = jax.random.normal(jax.random.key(5), traj.theta.shape)
+    size = 0.1 * np.linalg.norm(traj.theta) / np.linalg.norm(noise)
+    moved = changed(traj, {}, traj.theta + size * noise)
+    assert "distance to the tangent SVM" in failures(moved, problem)
 
 
 def test_float32_passes_with_its_problem():

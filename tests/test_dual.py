@@ -15,24 +15,23 @@ def points(n, d):
 
 
 def test_the_same_steps_as_in_all_dimensions_for_fewer_products():
-    x, y = points(12, 40)
-    problem = gf.Problem(gf.models.Linear(40, key=KEY), x, y)
-    found = {}
-    for solver in (gf.solvers.DualRodas5P(), gf.solvers.Rodas5P()):
-        found[type(solver).__name__] = gf.integrate(
-            problem, 300, solver=solver, saveat=20, progress=False
-        )
-    dual, dense = found["DualRodas5P"], found["Rodas5P"]
+    x, y = points(9, 20)[0], np.arange(9) % 3
+    problem = gf.Problem(gf.models.Linear(20, classes=3, key=KEY), x, y)
+    dual, dense = (
+        gf.integrate(problem, 300, solver=solver, saveat=20, progress=False)
+        for solver in (gf.solvers.DualRodas5P(), gf.solvers.Rodas5P())
+    )
     assert dual.stats["steps"] == dense.stats["steps"]
     tries = dual.stats["steps"] + dual.stats["rejected_steps"]
     # With the four quadratures, and the norm of what lies outside the span.
-    assert dual.stats["jacobian_products"] == (12 + 1 + 4) * tries
-    assert dense.stats["jacobian_products"] == (40 + 4) * tries
+    assert dual.stats["jacobian_products"] == (27 + 1 + 4) * tries
+    assert dense.stats["jacobian_products"] == (60 + 4) * tries
     np.testing.assert_allclose(dual["margins"], dense["margins"], rtol=1e-8, atol=1e-8)
     np.testing.assert_allclose(dual.theta, dense.theta, rtol=0, atol=1e-8)
     # What is normal to the examples has not moved.
-    normal = np.linalg.svd(x)[2][12:]
-    np.testing.assert_allclose(normal @ (dual.theta - problem.theta), 0, atol=1e-10)
+    normal = np.linalg.svd(x)[2][9:]
+    moved = (dual.theta - problem.theta).reshape(3, 20)
+    np.testing.assert_allclose(moved @ normal.T, 0, atol=1e-10)
 
 
 def test_tangent_network_reaches_the_maximum_margin_of_its_kernel():
@@ -57,17 +56,6 @@ def test_a_flow_that_leaves_the_span_says_so():
     problem = gf.Problem(model, x, y)
     with pytest.raises(gf.FlowError, match="step"):
         gf.integrate(problem, 50, solver=gf.solvers.DualRodas5P(), progress=False)
-
-
-def test_several_classes():
-    rng = np.random.default_rng(1)
-    x, y = rng.standard_normal((9, 20)), np.arange(9) % 3
-    problem = gf.Problem(gf.models.Linear(20, classes=3, key=KEY), x, y)
-    found = [
-        gf.integrate(problem, 100, solver=solver, saveat=[100], progress=False)
-        for solver in (gf.solvers.DualRodas5P(), gf.solvers.Rodas5P())
-    ]
-    np.testing.assert_allclose(found[0].theta, found[1].theta, rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize(

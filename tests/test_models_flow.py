@@ -118,7 +118,7 @@ CONVOLUTIONAL = {
             (28, 28),
             layers,
         )
-        for bias, layers in (("first", 4), ("all", None))
+        for bias, layers in (("none", 4), ("first", 4), ("all", None))
     },
     "vgg_first": (lambda: vgg("first"), (32, 32, 3), 6),
     "vgg_all": (lambda: vgg("all"), (32, 32, 3), None),
