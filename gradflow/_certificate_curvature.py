@@ -4,7 +4,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import logsumexp
 
 from ._check import Check, after_separation, at_most, eps_of, near
 from ._losses import Exponential, Logistic
@@ -56,12 +55,11 @@ def hessian_along_theta(traj, final) -> Check | None:
 
 @eqx.filter_jit
 def _along_theta(problem, theta):
-    def log_risk(outputs):
-        soft = jax.vmap(problem.loss.soft_margin)(outputs, problem.y)
-        return logsumexp(problem.loss.log_loss(soft))
+    def slope_of(outputs):
+        return jax.grad(problem.loss.log_risk)(outputs, problem.y)
 
     outputs, pull = jax.vjp(problem.outputs, theta)
-    slope, change = jax.jvp(jax.grad(log_risk), (outputs,), (problem.degree * outputs,))
+    slope, change = jax.jvp(slope_of, (outputs,), (problem.degree * outputs,))
     (expected,) = pull((problem.degree - 1) * slope + change)
     _, found = jax.jvp(jax.grad(problem.log_risk), (theta,), (theta,))
     return found, expected

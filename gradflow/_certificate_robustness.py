@@ -24,7 +24,8 @@ def boundary_distance(traj, final) -> Check | None:
     chosen = np.argsort(margins)[:_EXAMPLES]
     if not (constant > 0 and margins[chosen[0]] > 0):
         return None
-    found = robustness(problem, theta, problem.x[chosen], problem.y[chosen])
+    x, y = problem.x[chosen], problem.y[chosen]
+    found = robustness(problem, theta, x, y, lipschitz=constant)
     near = np.isfinite(found.distances) & (found.distances > 0)
     if not near.any():
         return None

@@ -51,6 +51,14 @@ class AbstractLoss(eqx.Module):
         r"""The margin that enters $\ell$; the hard one except for several classes."""
         return self.margin(output, label)
 
+    def log_risk(
+        self,
+        outputs: Float[Array, "n ..."],
+        y: Float[Array, " n"] | Integer[Array, " n"],
+    ) -> Float[Array, ""]:
+        r"""$\ln L$ of a network's outputs for all examples."""
+        return logsumexp(self.log_loss(jax.vmap(self.soft_margin)(outputs, y)))
+
     def labels(self, y: Array, output_shape: tuple[int, ...], dtype) -> Array:
         r"""Checks labels and output shape for this loss; returns labels as stored."""
         return binary_labels(y, output_shape, type(self).__name__, dtype)

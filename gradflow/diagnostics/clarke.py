@@ -12,7 +12,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import logsumexp
 from jaxtyping import Array, ArrayLike, Bool, Float
 from scipy.optimize import lsq_linear
 
@@ -71,11 +70,7 @@ def clarke_direction(
     kinks = np.abs(z) <= tol * size
     slopes = np.where(kinks, 0.0, z > 0)
 
-    def log_risk(outputs):
-        margins = jax.vmap(problem.loss.soft_margin)(outputs, problem.y)
-        return logsumexp(problem.loss.log_loss(margins))
-
-    outputs = jax.grad(log_risk)(problem.outputs(theta))
+    outputs = jax.grad(problem.loss.log_risk)(problem.outputs(theta), problem.y)
     delta = -np.asarray(outputs, np.float64).reshape(len(x), -1) @ np.asarray(outer)
     exact = True
     for j in np.flatnonzero(kinks.any(axis=0)):

@@ -6,7 +6,6 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
 from .common import Counts, NewtonInterpolation
@@ -63,11 +62,7 @@ class InSpan(eqx.Module):
         """As for `gf.Problem`."""
 
         def log_risk(z):
-            outputs = self.offset + self.features @ z[:-1]
-            one = self.loss.soft_margin
-            shape = outputs.shape if outputs.shape[1] > 1 else outputs.shape[:1]
-            margins = jax.vmap(one)(outputs.reshape(shape), self.y)
-            return logsumexp(self.loss.log_loss(margins))
+            return self.loss.log_risk(self.offset + self.features @ z[:-1], self.y)
 
         value, grad = jax.value_and_grad(log_risk)(z)
         return value, -grad
