@@ -81,6 +81,15 @@ def _tolerance(traj):
     return at_most("tolerance", traj.config["rtol"], 1e-2, source)
 
 
+def _left_out(traj):
+    """A share of the risk is about that of the gradient, and may be an error of it."""
+    if not traj.config.get("neglect"):
+        return None
+    source = "measured from all examples"
+    share, bound = traj.stats["neglected"], 0.1 * traj.config["rtol"]
+    return near("risk left out of the steps", share, 0.0, bound, source)
+
+
 def _monotone(traj):
     check = "fall of the smoothed margin"
     source = "Lyu and Li, Theorem 4.1"
@@ -161,6 +170,7 @@ _CHECKS: list[Callable] = [
     _tolerance,
     _complete,
     _rounding,
+    _left_out,
     _monotone,
     _monotone_by_layers,
     _norm_growth,

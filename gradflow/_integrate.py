@@ -1,6 +1,7 @@
 """`integrate`: gradient flow from a problem's parameters to a loss level."""
 
 import contextlib
+import dataclasses
 import signal
 import threading
 import time
@@ -15,6 +16,7 @@ import numpy as np
 from jaxtyping import Array
 
 from . import _loop as loop, _saving as saving, _state as state
+from ._active import fitting
 from ._clocks import AbstractClock, LogRiskTime
 from ._compile import Interrupt, Interrupted, compiled, wait
 from ._flow import Flow, measured_s
@@ -22,7 +24,13 @@ from ._problem import Problem
 from ._progress import Progress
 from ._results import FlowError, Result
 from ._runfolder import RunFolder
-from ._settings import checked_saves, checked_solver, describe, warn_about_precision
+from ._settings import (
+    checked_neglect,
+    checked_saves,
+    checked_solver,
+    describe,
+    warn_about_precision,
+)
 from ._trajectory import Trajectory
 from ._verdict import vanished
 from .diagnostics.snapshot import Snapshot
@@ -57,6 +65,7 @@ def integrate(
     max_steps: int | None = None,
     max_seconds: float | None = None,
     patience: int | None = 500,
+    neglect: float | int | None = None,
     folder: str | Path | None = None,
     throw: bool = True,
 ) -> Trajectory:
@@ -87,6 +96,12 @@ def integrate(
     - `patience`: after so many tried steps in a row that are on average a hundred times
         smaller than the tolerance asks for, the flow ends as `chattering`. `None` never
         gives up.
+    - `neglect`: steps may leave out examples whose losses together are at most this
+        share of $L$, as measured at both ends of each step; `traj.stats["neglected"]`
+        is the largest such share. `None`: the rounding of the parameters' dtype (so
+        that results agree to rounding) where `n * k * to` is above 5e10 and the model
+        does not couple examples; otherwise 0.0, since taking fewer examples compiles
+        the steps anew. `DualRodas5P` always takes all.
     - `folder`: stream saved points and checkpoints there; the same call on the same
         folder resumes, bit-identically.
     - `throw`: raise `FlowError` (which carries the trajectory) for `step_underflow`,
@@ -103,6 +118,7 @@ def integrate(
     s0 = float(eqx.filter_jit(measured_s)(problem, problem.theta))
     saves = checked_saves(saveat, s0, to)
     warn_about_precision(problem, to)
+    neglect = checked_neglect(neglect, problem, to, solver)
     if diagnostics is None:
         diagnostics = (standard,)
     settings = state.Settings(
@@ -114,6 +130,8 @@ def integrate(
         saves=jnp.asarray(saves, problem.theta.dtype),
         max_steps=jnp.asarray(_NO_LIMIT if max_steps is None else max_steps),
         patience=jnp.asarray(_NO_LIMIT if patience is None else patience),
+        neglect=jnp.asarray(neglect, problem.theta.dtype),
+        capacity=problem.n,
         diagnostics=tuple(diagnostics),
     )
     config = describe(settings, to, rtol, atol, s0)
@@ -162,7 +180,7 @@ class _Run:
             carry = None if start is None else start(self.settings)
         result = Result.interrupted
         if carry is not None:
-            carry, result = self._chunks(carry)
+            carry, result = self._chunks(self._with_capacity(carry))
         self.progress.close()
         return self._finished(carry, result)
 
@@ -176,13 +194,14 @@ class _Run:
 
     def _chunks(self, carry):
         buffers = self._buffers(carry)
-        self.call = self._compiled(
-            loop.chunk, self.settings, carry, buffers, jnp.array(0)
-        )
-        if self.call is None:
-            return carry, Result.interrupted
         budget, began = 1, time.perf_counter()
         while True:
+            # Compiled once for each number of examples that steps take.
+            self.call = self._compiled(
+                loop.chunk, self.settings, carry, buffers, jnp.array(0)
+            )
+            if self.call is None:
+                return carry, Result.interrupted
             if int(carry.result) != state.RUNNING and not bool(
                 saving.pending(self.settings, carry)
             ):
@@ -202,10 +221,21 @@ class _Run:
             elapsed = time.perf_counter() - tick
             self.wall_seconds += elapsed
             self._collect(filled, int(count))
-            carry = new
+            carry = self._with_capacity(new)
             budget = _next_budget(budget, elapsed, self.max_seconds)
             self.progress.update(carry, self.rows, time.perf_counter() - began)
             self._checkpoint(carry)
+
+    def _with_capacity(self, carry):
+        """Has steps take as many examples as are needed."""
+        activity, problem = carry.activity, self.settings.flow.problem
+        capacity = fitting(problem, int(activity.needed), int(activity.capacity))
+        self.settings = dataclasses.replace(self.settings, capacity=capacity)
+        return eqx.tree_at(
+            lambda c: c.activity.capacity,
+            carry,
+            jnp.full_like(activity.capacity, capacity),
+        )
 
     def _named(self, carry) -> Result:
         result, problem = _CODES[int(carry.result)], self.settings.flow.problem
@@ -283,10 +313,13 @@ class _Run:
             counts = state.solver_counts(self.settings.solver, carry.solver_state)
             stats = {"steps": int(carry.steps), "rejected_steps": int(carry.rejected)}
             stats.update({k: np.asarray(v).item() for k, v in counts.items()})
+            stats["neglected"] = float(carry.activity.neglected)
             tried = stats["steps"] + stats["rejected_steps"]
-            per_step = _evaluations_per_step(self.settings.solver)
-            if "gradient_evaluations" not in stats and per_step is not None:
+            per_step = state.evaluations_per_step(self.settings.solver)
+            if per_step is not None:
                 stats["gradient_evaluations"] = tried * per_step
+            if "gradient_evaluations" in stats:
+                stats["passes"] = float(carry.activity.passes)
         return stats | {
             "wall_seconds": self.wall_seconds,
             "compile_seconds": self.compile_seconds,
@@ -297,13 +330,6 @@ def _next_budget(budget: int, elapsed: float, max_seconds: float | None) -> int:
     target = _CHUNK_SECONDS if max_seconds is None else min(_CHUNK_SECONDS, max_seconds)
     factor = np.clip(target / max(elapsed, 1e-4), 0.25, 4.0)
     return int(np.clip(budget * factor, 1, 100_000))
-
-
-def _evaluations_per_step(solver) -> int | None:
-    tableau = getattr(solver, "tableau", None)
-    if not isinstance(solver, diffrax.AbstractERK) or tableau is None:
-        return None
-    return tableau.num_stages - int(tableau.fsal)
 
 
 def _stacked(rows) -> dict[str, np.ndarray]:

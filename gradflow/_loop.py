@@ -8,11 +8,20 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int
 
-from ._flow import QUADRATURES, Flow, measured_s, term, vector_field, with_path
+from ._active import Activity, fits, on_active
+from ._flow import QUADRATURES, Flow, term, vector_field, with_path
 from ._saving import pending, save
-from ._state import RUNNING, Carry, Settings, error_order
+from ._state import (
+    RUNNING,
+    Carry,
+    Settings,
+    error_order,
+    evaluations_per_step,
+    work,
+)
 from ._verdict import judged
 
 
@@ -21,7 +30,8 @@ def start(settings: Settings) -> Carry:
     problem, solver = settings.flow.problem, settings.solver
     theta = problem.theta
     zero = jnp.zeros((), theta.dtype)
-    s = measured_s(problem, theta)
+    log_losses = problem.log_losses(theta)
+    s = problem.log_risk_time(logsumexp(log_losses))
     y = (theta, jnp.zeros((QUADRATURES,), theta.dtype).at[0].set(s))
     dt = _first_step(settings.flow, y)
     solver_state = solver.init(term(), zero, dt, y, settings.flow)
@@ -41,6 +51,7 @@ def start(settings: Settings) -> Carry:
         s_start=s,
         solver_state=solver_state,
         controller_state=jax.tree.map(jnp.asarray, controller_state),
+        activity=Activity.start(log_losses, work(solver, solver_state)),
         dense=jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), dense),
         saved=jnp.zeros((), int),
         theta_saved=theta,
@@ -70,17 +81,21 @@ def _first_step(flow: Flow, y):
 def chunk(
     settings: Settings, carry: Carry, buffers: dict[str, Array], budget: Int[Array, ""]
 ) -> tuple[Carry, dict[str, Array], Int[Array, ""]]:
-    """Runs until `budget` steps or saved points, a full buffer, or an end.
+    """Runs until `budget` steps or saved points, a full buffer, an end, or until steps
+    should take another number of examples.
 
     **Returns:** the carry, the buffers and how many of their rows are filled.
     """
     capacity = next(iter(buffers.values())).shape[0]
+    problem = settings.flow.problem
 
     def going(state):
         carry, _, rows, spent = state
         # Saved points that the last step passed are taken even if it was the last.
-        active = (carry.result == RUNNING) | pending(settings, carry)
-        return active & (spent < budget) & (rows < capacity)
+        running = carry.result == RUNNING
+        running = running & fits(problem, carry.activity, settings.capacity)
+        running = running | pending(settings, carry)
+        return running & (spent < budget) & (rows < capacity)
 
     def body(state):
         carry, buffers, rows, spent = state
@@ -108,14 +123,18 @@ def _with_clock(y, s):
 
 
 def _step(settings: Settings, carry: Carry) -> Carry:
-    solver, flow = settings.solver, settings.flow
+    solver, problem = settings.solver, settings.flow.problem
+    flow = on_active(settings.flow, carry.activity, settings.capacity)
     y1, error, dense, solver_state, outcome = solver.step(
         term(), carry.t, carry.t_next, carry.y, flow, carry.solver_state, False
     )
     interpolant = solver.interpolation_cls(t0=carry.t, t1=carry.t_next, **dense)
     y1 = with_path(y1, interpolant, carry.t, carry.t_next)
-    s1 = measured_s(flow.problem, y1[0])
+    log_losses = problem.log_losses(y1[0])
+    s1 = problem.log_risk_time(logsumexp(log_losses))
+    left_out = carry.activity.left_out(log_losses, settings.capacity)
     usable = (outcome == diffrax.RESULTS.successful) & jnp.isfinite(s1)
+    usable = usable & (left_out <= settings.neglect)
     kept, t, t_next, _, controller_state, _ = settings.controller.adapt_step_size(
         carry.t,
         carry.t_next,
@@ -127,6 +146,15 @@ def _step(settings: Settings, carry: Carry) -> Carry:
         carry.controller_state,
     )
     keep = jnp.asarray(kept)
+    activity = carry.activity.after(
+        log_losses,
+        left_out,
+        keep,
+        growth=jnp.asarray((t_next - t) / (carry.t_next - carry.t)),
+        neglect=settings.neglect,
+        work=evaluations_per_step(solver)
+        or work(solver, solver_state) - work(solver, carry.solver_state),
+    )
 
     def pick(new, old):
         return jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, old)
@@ -141,6 +169,7 @@ def _step(settings: Settings, carry: Carry) -> Carry:
         s_start=carry.s_start,
         solver_state=pick(solver_state, _after_rejection(carry, solver, solver_state)),
         controller_state=controller_state,
+        activity=activity,
         dense=pick(dense, carry.dense),
         saved=carry.saved,
         theta_saved=carry.theta_saved,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
-from jaxtyping import Array, Float, Num, PyTree
+from jaxtyping import Array, Float, Int, Num, PyTree
 
 from ._homogeneity import Probe, check_degree, declared_layers, measured_layers
 from ._losses import AbstractLoss, CrossEntropy, Logistic
@@ -244,7 +244,16 @@ class Problem(eqx.Module):
 
     def log_risk(self, theta: Float[Array, " k"]) -> Float[Array, ""]:
         r"""$\ln L(\theta)$, the log of the summed loss."""
-        return logsumexp(self.loss.log_loss(self.soft_margins(theta)))
+        return logsumexp(self.log_losses(theta))
+
+    def log_losses(self, theta: Float[Array, " k"]) -> Float[Array, " n"]:
+        r"""$\ln\ell(p_i)$ of each example, shape `(n,)`."""
+        return self.loss.log_loss(self.soft_margins(theta))
+
+    def on(self, examples: Int[Array, " m"]) -> "Problem":
+        """The same problem on some of its examples only."""
+        data = (self.x[examples], self.y[examples])
+        return eqx.tree_at(lambda problem: (problem.x, problem.y), self, data)
 
     def log_risk_time(self, log_risk: Float[Array, ""]) -> Float[Array, ""]:
         r"""$s = \ln(n/L)$, dtype of `log_risk`."""

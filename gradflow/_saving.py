@@ -93,8 +93,11 @@ def saved_row(settings: Settings, carry: Carry, y) -> dict[str, Array]:
     work = {
         "steps": carry.steps,
         "rejected_steps": carry.rejected,
+        "active_examples": carry.activity.capacity,
         **solver_counts(settings.solver, carry.solver_state),
     }
+    if "gradient_evaluations" in work:
+        work["passes"] = carry.activity.passes
     if not settings.diagnostics:
         log_risk = problem.log_risk(y[0])
         return {"s": problem.log_risk_time(log_risk), "log_risk": log_risk} | work

@@ -13,7 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._problem import Problem
-from .solvers import choose
+from .solvers import DualRodas5P, choose
+
+# Examples times parameters times s from which on leaving examples out saves more than
+# compiling anew costs, and examples that are tried without the others.
+_WORTH, _FEW = 5e10, 4
 
 
 def checked_solver(
@@ -82,6 +86,38 @@ def checked_saves(saveat, s0: float, to: float | int) -> np.ndarray:
     return np.unique(np.concatenate([[s0], points, [to]]))
 
 
+def checked_neglect(
+    neglect: Any, problem: Problem, to: float | int, solver: Any
+) -> float:
+    """The share of the risk that steps may leave out."""
+    if neglect is not None and not (
+        isinstance(neglect, float | int) and 0 <= neglect < 1
+    ):
+        raise ValueError(f"`neglect` must lie in [0, 1); got {neglect!r}.")
+    if isinstance(solver, DualRodas5P):
+        return 0.0
+    if neglect is None:
+        if problem.n * problem.k * to < _WORTH or not _separate(problem):
+            return 0.0
+        return float(jnp.finfo(problem.theta.dtype).eps)
+    if neglect > 0 and not _separate(problem):
+        raise ValueError(
+            f"`neglect={neglect:g}` would leave examples out, but the model couples "
+            "the examples of a batch (batch normalisation does): leave `neglect` out."
+        )
+    return float(neglect)
+
+
+def _separate(problem: Problem) -> bool:
+    """Whether the outputs for a few examples are the same without the others."""
+    few = problem.on(jnp.arange(min(_FEW, problem.n)))
+    alone, among = (
+        np.asarray(eqx.filter_jit(Problem.outputs)(p, p.theta)) for p in (few, problem)
+    )
+    tolerance = math.sqrt(problem.rounding) * max(np.max(np.abs(among)), 1e-300)
+    return bool(np.max(np.abs(alone - among[: len(alone)])) <= tolerance)
+
+
 def warn_about_precision(problem: Problem, to: float | int):
     """Warns where rounding alone moves the weights by more than a thousandth."""
     eps, dtype = problem.rounding, problem.theta.dtype
@@ -112,6 +148,7 @@ def describe(settings, to, rtol, atol, s0) -> dict[str, Any]:
         "s0": s0,
         "rtol": float(rtol),
         "atol": 0.0 if atol is None else float(atol),
+        "neglect": float(settings.neglect),
         "saves": [float(s) for s in settings.saves],
         "solver": _text(settings.solver),
         "clock": _text(settings.flow.clock),

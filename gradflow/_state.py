@@ -6,6 +6,7 @@ import diffrax
 import equinox as eqx
 from jaxtyping import Array, Float, Int, PyTree
 
+from ._active import Activity
 from ._flow import Flow, term
 from .diagnostics.snapshot import Snapshot
 
@@ -26,6 +27,8 @@ class Settings(eqx.Module):
     saves: Float[Array, " saves"]
     max_steps: Int[Array, ""]
     patience: Int[Array, ""]
+    neglect: Float[Array, ""]
+    capacity: int = eqx.field(static=True)
     diagnostics: tuple[Callable[[Snapshot], dict[str, Array]], ...]
 
 
@@ -41,6 +44,7 @@ class Carry(eqx.Module):
     s_start: Float[Array, ""]
     solver_state: PyTree
     controller_state: PyTree
+    activity: Activity
     dense: PyTree
     saved: Int[Array, ""]
     theta_saved: Float[Array, " k"]
@@ -58,6 +62,21 @@ def solver_counts(solver, state) -> dict[str, Array]:
     """Work done so far, from a solver of ours, or nothing (then counted per step)."""
     counts = getattr(solver, "counts", None)
     return {} if counts is None else counts(state)
+
+
+def evaluations_per_step(solver) -> int | None:
+    """Of an explicit Runge-Kutta method, all of whose stages are evaluations."""
+    tableau = getattr(solver, "tableau", None)
+    if not isinstance(solver, diffrax.AbstractERK) or tableau is None:
+        return None
+    return tableau.num_stages - int(tableau.fsal)
+
+
+def work(solver, state) -> Array | int:
+    """Gradient evaluations that a solver counted, Jacobian products as two."""
+    counts = solver_counts(solver, state)
+    evaluations = counts.get("gradient_evaluations", 0)
+    return evaluations + 2 * counts.get("jacobian_products", 0)
 
 
 def error_order(solver) -> float | int:

@@ -30,10 +30,12 @@ class Trajectory(Mapping[str, np.ndarray]):
     - `s`: measured log-risk time $\ln(n/L)$ of each saved point, shape `(points,)`.
     - `model`: the model at the last saved point; `theta` its flat parameters.
     - `result`: a `gf.Result`, why the flow ended.
-    - `stats`: `steps`, `rejected_steps`, `gradient_evaluations` (passes forward and
-        backward over the data), `jacobian_products`, `factorizations`, `wall_seconds`
-        (computing) and `compile_seconds`; a count that a solver does not report is
-        absent.
+    - `stats`: `steps`, `rejected_steps`, `gradient_evaluations`, `jacobian_products`,
+        `factorizations`, `passes` (the work in passes forward and backward over all
+        examples: evaluations, and products as two, each on the examples that the step
+        took), `neglected` (largest share of the risk that a step left out),
+        `wall_seconds` (computing) and `compile_seconds`; a count that a solver does not
+        report is absent.
     - `config`: settings, sizes, versions and a digest of data and parameters.
     """
 

@@ -161,15 +161,16 @@ def test_diagnostics_of_ones_own_and_none():
         _problem(), to=5.0, saveat=4, diagnostics=(lambda snap: {"mine": snap.theta},)
     )
     work = {"steps", "rejected_steps", "gradient_evaluations"}
-    work |= {"jacobian_products", "factorizations"}
-    assert set(traj) == {"s", "log_risk", "mine"} | work
+    work |= {"jacobian_products", "factorizations", "passes"}
+    others = {"s", "log_risk", "active_examples"}
+    assert set(traj) == {"mine"} | others | work
     for name in work:
         assert np.all(np.diff(traj[name]) >= 0)
         assert traj[name][-1] == traj.stats[name]
     np.testing.assert_array_equal(traj["mine"][-1], traj.theta)
     assert traj.to_xarray()["mine"].dims == ("s", "mine_0")
     bare = gf.integrate(_problem(), to=5.0, saveat=4, diagnostics=())
-    assert set(bare) == {"s", "log_risk"} | work
+    assert set(bare) == others | work
 
 
 def test_figures_show_what_there_is(traj):

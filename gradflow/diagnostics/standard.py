@@ -23,6 +23,10 @@ QUANTITIES: dict[str, Quantity] = {
     "steps": Quantity((), "1", "accepted steps so far"),
     "rejected_steps": Quantity((), "1", "rejected steps so far"),
     "gradient_evaluations": Quantity((), "1", "gradient evaluations so far"),
+    "passes": Quantity(
+        (), "1", "work in passes over all examples, two for a Jacobian product"
+    ),
+    "active_examples": Quantity((), "1", "examples that steps take"),
     "jacobian_products": Quantity((), "1", "Jacobian-vector products so far"),
     "factorizations": Quantity((), "1", "factorisations of the Jacobian so far"),
     "spectral_radius": Quantity((), "1", "spectral radius of the Jacobian"),
