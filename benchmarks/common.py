@@ -101,5 +101,5 @@ def timed(chain) -> float:
 
 
 def work(stats: dict) -> int:
-    """Gradient evaluations, with a Jacobian product counted as two."""
+    """Passes over all examples: gradient evaluations, a Jacobian product as two."""
     return round(stats["passes"])

@@ -4,7 +4,9 @@
 
 Every solver from initialisation to s = 10, 100, ..., 100,000, each time from the start:
 work (gradient evaluations, a Jacobian product counted as two), steps and wall seconds
-after compilation. A flow that took longer than `SECONDS` is the solver's last.
+after compilation. Steps may leave out examples whose losses are below rounding
+(`neglect`), and of an evaluation on m of n examples m/n is counted. A flow that took
+longer than `SECONDS` is the solver's last.
 """
 
 from pathlib import Path
@@ -39,6 +41,7 @@ def grown(name: str) -> list[dict]:
             diagnostics=(),
             progress=False,
             max_seconds=SECONDS,
+            neglect=float(np.finfo(float).eps),
             throw=False,
         )
         row = {
@@ -47,6 +50,9 @@ def grown(name: str) -> list[dict]:
             "s": float(traj.s[-1]),
             "steps": traj.stats["steps"],
             "work": work(traj.stats),
+            "evaluations": traj.stats["gradient_evaluations"]
+            + 2 * traj.stats["jacobian_products"],
+            "examples at the end": int(traj["active_examples"][-1]),
             "seconds": traj.stats["wall_seconds"],
             "result": traj.result.name,
         }

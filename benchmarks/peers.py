@@ -116,10 +116,16 @@ def torchdiffeq(problem, to: float, budget: float, rtol: float) -> dict[str, Any
     began, last = time.perf_counter(), [np.asarray(problem.theta), 0]
 
     def function(s, theta):
-        last[:] = [theta.numpy(), last[1] + 1]
+        last[1] += 1
         if time.perf_counter() - began > budget:
             raise TimeoutError
-        return torch.from_numpy(np.array(rate(problem, last[0])))
+        return torch.from_numpy(np.array(rate(problem, theta.numpy())))
+
+    def accepted(s, theta, step):
+        last[0] = theta.numpy()
+
+    # Where the last accepted step began: not a stage of one still being tried.
+    function.callback_accept_step = accepted
 
     times = torch.tensor([start_of(problem), to], dtype=torch.float64)
     try:
