@@ -158,11 +158,23 @@ def robertson_40():
     return end.y[:, -1]
 
 
-def test_rkc2_on_robertson(robertson_40):
+STABILISED = pytest.mark.parametrize(
+    "solver",
+    [
+        gf.solvers.RKC2(),
+        gf.solvers.DeflatedRKC2(),
+        gf.solvers.DeflatedRKC2(rank=1),
+    ],
+    ids=["rkc2", "deflated", "rank_1"],
+)
+
+
+@STABILISED
+def test_stabilised_methods_on_robertson(solver, robertson_40):
     field, args, y0, _, _ = PROBLEMS["robertson"]
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(field),
-        gf.solvers.RKC2(),
+        solver,
         0.0,
         40.0,
         1e-6,
@@ -174,6 +186,7 @@ def test_rkc2_on_robertson(robertson_40):
     assert solution.stats["num_steps"] < 200
 
 
+@STABILISED
 @pytest.mark.parametrize(
     ("name", "atol", "tolerance"),
     [
@@ -182,10 +195,10 @@ def test_rkc2_on_robertson(robertson_40):
         ("van_der_pol", 1e-7, 1e-3),
     ],
 )
-def test_rkc2_against_published_values(name, atol, tolerance):
-    solution = solve(name, gf.solvers.RKC2(), 1e-4, atol)
+def test_stabilised_methods_against_published_values(name, atol, tolerance, solver):
+    solution = solve(name, solver, 1e-4, atol)
     np.testing.assert_allclose(solution.ys[0], PROBLEMS[name][4], rtol=tolerance)
-    assert solution.stats["num_steps"] < 2000
+    assert solution.stats["num_steps"] < 3000
 
 
 def test_rkc2_in_float32():

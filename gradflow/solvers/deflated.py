@@ -7,7 +7,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from .chebyshev import (
     AbstractChebyshev,
@@ -37,9 +37,9 @@ class DeflatedRKC2(AbstractChebyshev):
     r"""`RKC2` on a system whose few stiffest directions are integrated exponentially.
 
     For gradient flows: symmetric Jacobians with a few large negative eigenvalues and
-    many small ones. (On others, such as the Oregonator's, it fails; take `RKC2`.) With
-    $V$ the stiffest eigenvectors and $\Lambda$ their values (followed with three
-    Jacobian-vector products a step), the coordinates
+    many small ones. (Where the products below find a Jacobian that is not symmetric, it
+    steps as `RKC2` does.) With $V$ the stiffest eigenvectors and $\Lambda$ their values
+    (followed with three Jacobian-vector products a step), the coordinates
     $c = V^\top(y - y_0)$ obey $\dot c = \Lambda c + V^\top f(y_0) + N(t)$, where $N$
     vanishes at the start. After each stage they are set to the solution of that
     equation with $N$ linear in $t$ through its value at the stage before,
@@ -99,7 +99,8 @@ class DeflatedRKC2(AbstractChebyshev):
         )
         jacobian = solver_state.jacobian
         stiff = _Stiff(part, jacobian, h, slope0)
-        stages, possible = stages_for(h * _SAFETY * jacobian.bound, self.max_stages)
+        rest = jnp.where(jacobian.symmetric, jacobian.bound, jacobian.radius)
+        stages, possible = stages_for(h * _SAFETY * rest, self.max_stages)
         table = chebyshev_coefficients(stages, self.max_stages, y.dtype)
         length = jnp.asarray(t1 - t0)
 
@@ -169,7 +170,9 @@ class DeflatedRKC2(AbstractChebyshev):
         jacobian = solver_state.jacobian
         return {
             **solver_state.counts.as_dict(),
-            "spectral_radius": -jacobian.values[0],
+            "spectral_radius": jnp.where(
+                jacobian.symmetric, -jacobian.values[0], jacobian.radius
+            ),
             "deflated_radius": jacobian.bound,
         }
 
@@ -185,11 +188,13 @@ class _Stiff(eqx.Module):
     part: slice = eqx.field(static=True)
     vectors: Float[Array, "r p"]
     values: Float[Array, " r"]
+    deflated: Bool[Array, ""]
     slope0: _Split
 
     def __init__(self, part: slice, jacobian: LowRankJacobian, h, slope0):
         self.part = part
         self.vectors, self.values = jacobian.vectors, h * jacobian.values
+        self.deflated = jacobian.symmetric
         self.slope0 = self.split(h * slope0)
 
     def split(self, z) -> _Split:
@@ -203,13 +208,15 @@ class _Stiff(eqx.Module):
         """A displacement with its stiff coordinates as they are at `node`."""
         x = node * self.values
         c = node * _phi1(x) * self.slope0.c + node**2 * _phi2(x) * drift
+        c = jnp.where(self.deflated, c, at.c)
         return _Split(self._changed(at.z, c - at.c), c)
 
     def filtered(self, error):
         """Errors in stiff directions die out: divided by $1 + 0.4 h|\\lambda|$, as
         Shampine does for implicit methods, with the estimate's own factor of h f."""
         c = self.split(error).c
-        return self._changed(error, c / (1 - 0.4 * self.values) - c)
+        damping = jnp.where(self.deflated, 1 - 0.4 * self.values, 1)
+        return self._changed(error, c / damping - c)
 
     def _changed(self, z, change):
         return z.at[self.part].add(change @ self.vectors)

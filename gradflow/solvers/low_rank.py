@@ -5,7 +5,7 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from .common import unit
 
@@ -13,6 +13,10 @@ from .common import unit
 _MEMORY = 0.7
 # An underestimated bound shows as a rejected step.
 _DOUBT = 1.5
+# Antisymmetric part of what the probes see, over all of it, from which on a Jacobian
+# does not count as symmetric. On gradient flows it stays below 0.03 wherever they are
+# stiff.
+_ASYMMETRIC = 0.1
 # Length times bound that a step needs at least after one that failed.
 _CAUTION = 24.0
 
@@ -33,7 +37,8 @@ class LowRankJacobian(eqx.Module):
 
     **Attributes:** `vectors` (orthonormal rows, $V^\top$), `values` ($\lambda$,
     ascending), `power` (the power iteration's vector), `turn` (whose turn it is),
-    `bound`.
+    `bound`, `asymmetry` (of late, of the Jacobian as the probes see it), `radius` (a
+    bound on the whole Jacobian's).
     """
 
     vectors: Float[Array, "r k"]
@@ -41,6 +46,8 @@ class LowRankJacobian(eqx.Module):
     power: Float[Array, " k"]
     turn: Int[Array, ""]
     bound: Float[Array, ""]
+    asymmetry: Float[Array, ""]
+    radius: Float[Array, ""]
 
     @staticmethod
     def start(size: int, rank: int, dtype) -> "LowRankJacobian":
@@ -53,21 +60,34 @@ class LowRankJacobian(eqx.Module):
             jnp.zeros(rank, dtype),
             unit(jax.random.normal(keys[1], (size,), dtype)),
             jnp.zeros((), int),
-            jnp.zeros((), dtype),
+            *(jnp.zeros((), dtype) for _ in range(3)),
         )
+
+    @property
+    def symmetric(self) -> Bool[Array, ""]:
+        """Whether the Jacobian is symmetric enough for the directions to mean much."""
+        return self.asymmetry < _ASYMMETRIC
 
     @property
     def probes(self) -> int:
         """Products that an update takes."""
-        return min(3, self.vectors.shape[0])
+        rank, size = self.vectors.shape
+        return min(3, rank + 1, size)
 
     def doubted(self, length: Float[Array, ""]) -> "LowRankJacobian":
         """The same with a larger bound, after a step of this length failed: stiffness
         that comes up within a step (an example that becomes active) is not seen at its
         ends. An infinite length was not tried and says nothing."""
-        bound = jnp.maximum(_DOUBT * self.bound, _CAUTION / length)
+        tried = jnp.isfinite(length)
+
+        def larger(bound):
+            new = jnp.maximum(_DOUBT * bound, _CAUTION / length)
+            return jnp.where(tried, new, bound)
+
         return eqx.tree_at(
-            lambda j: j.bound, self, jnp.where(jnp.isfinite(length), bound, self.bound)
+            lambda j: (j.bound, j.radius),
+            self,
+            (larger(self.bound), larger(self.radius)),
         )
 
     def updated(
@@ -101,6 +121,10 @@ class LowRankJacobian(eqx.Module):
             unit(power + 1e-8 * self.power * jnp.linalg.norm(last)),
             self.turn + 1,
             jnp.maximum(_MEMORY * self.bound, jnp.maximum(seen, -new[-1])),
+            jnp.maximum(_MEMORY * self.asymmetry, _antisymmetric(u @ images.T)),
+            jnp.maximum(
+                _MEMORY * self.radius, jnp.max(jnp.linalg.norm(images, axis=-1))
+            ),
         )
 
     def _directions(self) -> Float[Array, "probes k"]:
@@ -113,6 +137,11 @@ class LowRankJacobian(eqx.Module):
         for row in rows:
             power = power - row * (row @ power)
         return jnp.stack([*rows, unit(power)])
+
+
+def _antisymmetric(matrix: Float[Array, "m m"]) -> Float[Array, ""]:
+    size = jnp.linalg.norm(matrix)
+    return jnp.linalg.norm(matrix - matrix.T) / jnp.where(size > 0, size, 1)
 
 
 def _turning(u, images, missing) -> Float[Array, ""]:
