@@ -87,12 +87,12 @@ def wait(tree, interrupt: Interrupt, grace: float = 2.0):
 
 
 def _wait(done: Callable[[], bool], interrupt: Interrupt, grace: float):
-    deadline = None
-    pause = 1e-5
+    deadline, began = None, time.perf_counter()
     while not done():
+        now = time.perf_counter()
         if interrupt.requested and deadline is None:
-            deadline = time.perf_counter() + grace
-        if deadline is not None and time.perf_counter() >= deadline:
+            deadline = now + grace
+        if deadline is not None and now >= deadline:
             raise Interrupted
-        time.sleep(pause)
-        pause = min(2 * pause, 2e-3)
+        # Short work is not to wait long for being looked at.
+        time.sleep(min(max(0.02 * (now - began), 1e-5), 2e-3))

@@ -195,11 +195,13 @@ class _Run:
     def _chunks(self, carry):
         buffers = self._buffers(carry)
         budget, began = 1, time.perf_counter()
+        compiled_for = None
         while True:
-            # Compiled once for each number of examples that steps take.
-            self.call = self._compiled(
-                loop.chunk, self.settings, carry, buffers, jnp.array(0)
-            )
+            if compiled_for != self.settings.capacity:
+                compiled_for = self.settings.capacity
+                self.call = self._compiled(
+                    loop.chunk, self.settings, carry, buffers, jnp.array(0)
+                )
             if self.call is None:
                 return carry, Result.interrupted
             if int(carry.result) != state.RUNNING and not bool(

@@ -98,35 +98,41 @@ class Exponential(AbstractLoss):
         return -log_risk
 
 
-# Below this e = exp(-p) the quotients e / ln(1 + e) and ln(ln(1 + e) / e) are taken
-# from their series: subnormal numbers are flushed to zero, and squares underflow even
-# earlier.
-_SMALL = 1e-3
+# Below this e = exp(-|p|) the quotient ln(1 + e) / e is taken from its series:
+# subnormal numbers are flushed to zero, and squares underflow even earlier.
+_SMALL = 1e-2
+
+
+def _log1p_over(e):
+    # ln(1 + e) / e on [0, 1]. With u = 1 + e rounded, ln(u) / (u - 1) has no error of
+    # that rounding; it costs half of what `log1p` does (Kahan's identity).
+    small = e < _SMALL
+    series = 1 / 8 - e / 9
+    for j in range(7, 0, -1):
+        series = 1 / j - e * series
+    u = 1 + jnp.where(small, 1, e)
+    return jnp.where(small, series, jnp.log(u) / (u - 1))
+
+
+def _softplus_neg(p):
+    # e = exp(-|p|), and ln(1 + e^-p) for p <= 0, its quotient by e^-p for p > 0. Each
+    # branch sees only its own side, so that neither poisons the derivative; at zero,
+    # where every network with zero weights starts, `maximum` or `abs` would change it.
+    e = jnp.exp(jnp.where(p > 0, -p, p))
+    quotient = _log1p_over(e)
+    return e, jnp.where(p > 0, quotient, e * quotient - p)
 
 
 @jax.custom_jvp
 def _log_softplus_neg(p):
-    # ln ln(1 + e^-p). For p > 0 as -p + ln(ln(1 + e)/e) with e = e^-p, where the
-    # second term tends to zero and has no cancellation.
-    e = jnp.exp(-jnp.abs(p))
-    large = jnp.maximum(e, _SMALL)
-    series = e * (-1 / 2 + e * (5 / 24 + e * (-1 / 8 + e * (251 / 2880))))
-    tail = jnp.where(e < _SMALL, series, jnp.log(jnp.log1p(large) / large))
-    return jnp.where(p > 0, -p + tail, jnp.log(jnp.log1p(e) + jnp.maximum(-p, 0)))
+    # ln ln(1 + e^-p); for p > 0 as -p + ln(ln(1 + e)/e) with e = e^-p.
+    return jnp.log(_softplus_neg(p)[1]) - jnp.where(p > 0, p, 0)
 
 
 def _logistic_log_slope(p):
-    # sigmoid(-p) / softplus(-p); for p > 0 as (e / ln(1 + e)) / (1 + e).
-    # Each branch sees only its own side, so that neither poisons the derivative; at
-    # zero, where every network with zero weights starts, `maximum` would halve it.
-    e = jnp.exp(-jnp.where(p > 0, p, 0))
-    large = jnp.maximum(e, _SMALL)
-    series = 1 + e * (1 / 2 + e * (-1 / 12 + e * (1 / 24 - e * (19 / 720))))
-    right = jnp.where(e < _SMALL, series, large / jnp.log1p(large)) / (1 + e)
-    negative = jnp.where(p > 0, 0, p)
-    e = jnp.exp(negative)
-    left = 1 / ((1 + e) * (jnp.log1p(e) - negative))
-    return jnp.where(p > 0, right, left)
+    # sigmoid(-p) / softplus(-p), of both of which e^-p is divided out for p > 0.
+    e, softplus = _softplus_neg(p)
+    return 1 / ((1 + e) * softplus)
 
 
 @_log_softplus_neg.defjvp
