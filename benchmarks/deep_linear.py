@@ -42,7 +42,7 @@ class Settings:
 
     to: float = 1e5
     rtol: float = 1e-7
-    scale: float = 1e-4
+    scale: float = 1e-6
     hidden: int = 8
     seed: int = 0
     depths: tuple[int, ...] = (2, 3, 4)

@@ -221,3 +221,29 @@ def test_integrated_multipliers_of_a_linear_flow_are_its_coefficients():
     )
     with pytest.raises(ValueError, match="must increase"):
         gf.diagnostics.integrated_multipliers(s[::-1], margins, norms, loss)
+
+
+def test_integrated_multipliers_of_several_classes_give_the_curve_back():
+    """theta(s) - theta(0) is the integral of the soft margins' gradients."""
+    rng = np.random.default_rng(0)
+    y = np.arange(9) % 3
+    x = rng.normal(size=(9, 4)) + 4 * np.eye(4)[y]
+    model = gf.models.MLP((4, 5, 3), gf.models.SmoothReLU(0.1), key=jax.random.key(1))
+    problem = gf.Problem(model, x, y)
+    traj = gf.integrate(
+        problem,
+        20.0,
+        saveat=400,
+        diagnostics=(gf.diagnostics.standard, gf.diagnostics.parameters),
+    )
+    found = gf.diagnostics.integrated_multipliers(
+        traj.s,
+        traj["soft_margins"],
+        gf.diagnostics.direction_norm(traj),
+        problem.loss,
+    )
+    slopes = jax.jit(jax.vmap(jax.jacrev(problem.soft_margins)))(traj["theta"])
+    middle = (slopes[1:] + slopes[:-1]) / 2
+    rebuilt = np.einsum("si,sik->k", np.diff(found, axis=0), middle)
+    moved = traj["theta"][-1] - traj["theta"][0]
+    np.testing.assert_allclose(rebuilt, moved, atol=2e-3 * np.linalg.norm(moved))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from .._losses import AbstractLoss
 from .snapshot import Snapshot, smoothed_margin_slope
 
 
@@ -35,6 +36,9 @@ QUANTITIES: dict[str, Quantity] = {
     ),
     "log_t": Quantity((), "1", "ln of gradient-flow time t"),
     "margins": Quantity(("example",), "1", "margin p_i"),
+    "soft_margins": Quantity(
+        ("example",), "1", "margin that enters the loss, of several classes"
+    ),
     "normalized_margins": Quantity(("example",), "1", "margin p_i / rho^L"),
     "min_normalized_margin": Quantity((), "1", "least normalised margin"),
     "smoothed_margin": Quantity((), "1", "smoothed margin alpha = l^{-1}(L)"),
@@ -120,6 +124,7 @@ def _geometry(snap: Snapshot) -> dict[str, Array]:
     slope = smoothed_margin_slope(snap)
     return {
         "margins": snap.margins,
+        **({"soft_margins": snap.soft_margins} if _softened(snap) else {}),
         "rho": snap.rho,
         "layer_norm": layer_norms(snap),
         "smoothed_margin": snap.problem.loss.inverse(snap.log_risk),
@@ -135,6 +140,11 @@ def _geometry(snap: Snapshot) -> dict[str, Array]:
         "clock_drift": snap.s - snap.clock,
         "clock_correction": snap.correction,
     }
+
+
+def _softened(snap: Snapshot) -> bool:
+    """Whether another margin than the hard one enters the loss."""
+    return type(snap.problem.loss).soft_margin is not AbstractLoss.soft_margin
 
 
 def spherical_norm(snap: Snapshot) -> Array:

@@ -110,8 +110,7 @@ def integrated_multipliers(
 
     - `s`: increasing, shape `(points,)`, as `traj.s`.
     - `margins`: those in the loss, shape `(points, n)`, as `traj["margins"]` for
-        labels -1 and +1. With several classes these are the soft margins, saved by a
-        diagnostic `lambda snap: {"soft_margins": snap.soft_margins}`.
+        labels -1 and +1 and `traj["soft_margins"]` for several classes.
     - `norm`: $\lVert G\rVert$, shape `(points,)`, as `direction_norm(traj)`.
 
     **Raises:** `ValueError` if `s` does not increase.
