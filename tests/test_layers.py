@@ -246,4 +246,5 @@ def test_integrated_multipliers_of_several_classes_give_the_curve_back():
     middle = (slopes[1:] + slopes[:-1]) / 2
     rebuilt = np.einsum("si,sik->k", np.diff(found, axis=0), middle)
     moved = traj["theta"][-1] - traj["theta"][0]
-    np.testing.assert_allclose(rebuilt, moved, atol=2e-3 * np.linalg.norm(moved))
+    far = float(np.linalg.norm(moved))
+    np.testing.assert_allclose(rebuilt, moved, atol=2e-3 * far)
