@@ -42,7 +42,7 @@ def _share_left_out(margins, count):
 @pytest.mark.parametrize("solver", [gf.solvers.Rodas5P(), gf.solvers.DeflatedRKC2()])
 def test_the_flow_is_the_same_to_rounding(solver):
     problem = _problem()
-    options = {"to": 1000.0, "saveat": 30, "solver": solver, "diagnostics": (_margins,)}
+    options = {"to": 1000.0, "saveat": 20, "solver": solver, "diagnostics": (_margins,)}
     every = gf.integrate(problem, **options)
     few = gf.integrate(problem, **options, neglect=2.2e-16)
     assert every.stats["passes"] == (
@@ -133,10 +133,10 @@ def test_precision_and_batches():
     for problem, eps in ((single, 1e-7), (batched, 2.2e-16)):
         options = {"to": 150.0, "saveat": 5, "diagnostics": (_margins,), "rtol": 1e-3}
         few = gf.integrate(problem, **options, neglect=eps)
-        assert few["active_examples"][-1] in (128, 140)
         assert few.result is gf.Result.reached
-        every = gf.integrate(problem, **options)
-        np.testing.assert_allclose(few["rho"], every["rho"], rtol=1e-3)
+        assert few["active_examples"][-1] in (128, 140)
+        for margins, count in zip(few["margins"], few["active_examples"]):
+            assert _share_left_out(margins, count) <= eps
 
 
 def test_coupled_models_and_bad_shares():

@@ -8,6 +8,7 @@ import pytest
 from scipy.integrate import solve_ivp
 
 import gradflow as gf
+from gradflow.diagnostics.snapshot import snapshot
 
 from .helpers import separable
 
@@ -223,6 +224,10 @@ def test_integrated_multipliers_of_a_linear_flow_are_its_coefficients():
         gf.diagnostics.integrated_multipliers(s[::-1], margins, norms, loss)
 
 
+def _in_the_loss(snap):
+    return {"soft_margins": snap.soft_margins, "norm": jnp.linalg.norm(snap.direction)}
+
+
 def test_integrated_multipliers_of_several_classes_give_the_curve_back():
     """theta(s) - theta(0) is the integral of the soft margins' gradients."""
     rng = np.random.default_rng(0)
@@ -234,14 +239,15 @@ def test_integrated_multipliers_of_several_classes_give_the_curve_back():
         problem,
         20.0,
         saveat=400,
-        diagnostics=(gf.diagnostics.standard, gf.diagnostics.parameters),
+        diagnostics=(gf.diagnostics.parameters, _in_the_loss),
     )
     found = gf.diagnostics.integrated_multipliers(
-        traj.s,
-        traj["soft_margins"],
-        gf.diagnostics.direction_norm(traj),
-        problem.loss,
+        traj.s, traj["soft_margins"], traj["norm"], problem.loss
     )
+    standard = jax.eval_shape(
+        lambda theta: gf.diagnostics.standard(snapshot(problem, theta)), traj.theta
+    )
+    assert standard["soft_margins"].shape == (9,)
     slopes = jax.jit(jax.vmap(jax.jacrev(problem.soft_margins)))(traj["theta"])
     middle = (slopes[1:] + slopes[:-1]) / 2
     rebuilt = np.einsum("si,sik->k", np.diff(found, axis=0), middle)

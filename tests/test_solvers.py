@@ -322,12 +322,17 @@ def test_too_long_a_step_is_no_reason_to_doubt_the_bound():
     assert traj.stats["deflated_radius"] < 10 * traj.stats["spectral_radius"]
 
 
+def _normalized_margins(snap):
+    return {"normalized_margins": snap.margins / snap.rho**2}
+
+
 @pytest.mark.parametrize("solver", SOLVERS[1:], ids=ids[1:])
 def test_stabilised_and_dense_solver_agree_on_a_network(solver):
     x, y = separable(n=12, d=3)
     model = gf.models.MLP((3, 6, 1), gf.models.SmoothReLU(0.3), key=jax.random.key(0))
     problem = gf.Problem(model, x, y)
     options = {"to": 30.0, "saveat": [10.0, 30.0]}
+    options["diagnostics"] = (_normalized_margins,)
     exact = gf.integrate(problem, solver=gf.solvers.Rodas5P(), rtol=1e-6, **options)
     ours = gf.integrate(problem, solver=solver, rtol=1e-4, **options)
     np.testing.assert_allclose(
