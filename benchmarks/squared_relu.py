@@ -16,7 +16,7 @@ Theory promises alignment but no rate. README.md beside this file says which see
 which target and what holds up the others. A larger initialisation (scale 0.1) leaves
 neurons that no support vector moves with a visible share of the norm.
 
-Run: python benchmarks/squared_relu.py [--to 1e4] [--figures]
+Run: python -m benchmarks.squared_relu [--to 1e4] [--figures]
 Writes squared_relu.csv (and PNGs) beside itself. CPU, float64; versions are in the
 CSV's header.
 """
@@ -30,9 +30,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from scipy.integrate import solve_ivp
 
 import gradflow as gf
+
+from .peers import scipy
 
 
 @dataclass
@@ -50,23 +51,7 @@ class Settings:
 
 def misalignment_by_scipy(problem: gf.Problem, to: float) -> float:
     """1 - cos of theta and -grad L at the end of the same flow by another solver."""
-
-    def rate(theta):
-        _, direction = problem.log_risk_and_direction(theta)
-        return direction / jnp.vdot(direction, direction)
-
-    compiled, jacobian = jax.jit(rate), jax.jit(jax.jacfwd(rate))
-    start = float(problem.log_risk_time(problem.log_risk(problem.theta)))
-    end = solve_ivp(
-        lambda s, theta: np.asarray(compiled(theta)),
-        (start, to),
-        np.asarray(problem.theta),
-        "Radau",
-        jac=lambda s, theta: np.asarray(jacobian(theta)),
-        rtol=1e-8,
-        atol=1e-10,
-    )
-    theta = jnp.asarray(end.y[:, -1])
+    theta = jnp.asarray(scipy(problem, "Radau", to, np.inf, 1e-8)["theta"])
     _, direction = problem.log_risk_and_direction(theta)
     gap = theta / jnp.linalg.norm(theta) - direction / jnp.linalg.norm(direction)
     return float(jnp.vdot(gap, gap) / 2)

@@ -46,10 +46,9 @@ class Activity(eqx.Module):
     passes: Float[Array, ""]
 
     @staticmethod
-    def start(log_losses: Float[Array, " n"], work: Int[Array, ""] | int) -> "Activity":
+    def start(shares: Float[Array, " n"], work: Int[Array, ""] | int) -> "Activity":
         """Before the first step, which takes all examples, and after work on all."""
-        n = log_losses.shape[0]
-        shares = log_losses - logsumexp(log_losses)
+        n = shares.size
         return Activity(
             shares=shares,
             reach=shares,
@@ -63,28 +62,28 @@ class Activity(eqx.Module):
         """The examples that the next step takes: those of largest `reach`."""
         return jax.lax.top_k(self.reach, capacity)[1]
 
-    def left_out(self, log_losses: Float[Array, " n"], capacity: int):
-        """Share of the risk, here, of the examples that `chosen` has left out."""
-        if capacity == log_losses.shape[0]:
-            return jnp.zeros((), log_losses.dtype)
-        shares = log_losses - logsumexp(log_losses)
+    def left_out(self, shares: Float[Array, " n"], capacity: int):
+        """Share of the risk that the examples have which `chosen` has left out, by
+        `shares`, measured elsewhere."""
+        if capacity == shares.size:
+            return jnp.zeros((), shares.dtype)
         return jnp.exp(logsumexp(shares.at[self.chosen(capacity)].set(-jnp.inf)))
 
     def after(
         self,
-        log_losses: Float[Array, " n"],
+        shares: Float[Array, " n"],
         left_out: Float[Array, ""],
         keep: Bool[Array, ""],
         growth: Float[Array, ""],
         neglect: Float[Array, ""],
         work: Int[Array, ""] | int,
     ) -> "Activity":
-        """After a tried step, the next one being `growth` times as long.
+        """After a tried step to where the shares are `shares`, the next one being
+        `growth` times as long.
 
         A step that left out more than `neglect` was rejected: the examples that it
         missed are then in reach.
         """
-        shares = log_losses - logsumexp(log_losses)
         extrapolated = shares + growth * (shares - self.shares)
         missed = ~keep & (left_out > neglect)
         found = jnp.where(missed, jnp.maximum(self.reach, shares), self.reach)

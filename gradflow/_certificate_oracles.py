@@ -4,7 +4,6 @@ Every bound is weak duality, with $q_i = w_i/\sum w$ as the dual point: the maxi
 a margin program is at most the norm of $\sum_i q_i$ times its $i$-th feature.
 """
 
-import equinox as eqx
 import numpy as np
 
 from ._certificate_neurons import neuron_checks
@@ -68,11 +67,8 @@ def _tangent(traj, problem, snap, kkt, spread):
     constraints = len(chosen) * (traj.config["classes"] - 1)
     if kkt.neglected_weight > _NEGLECTED or constraints > _CONSTRAINTS:
         return None
-    part = eqx.tree_at(
-        lambda p: (p.x, p.y), problem, (problem.x[chosen], problem.y[chosen])
-    )
     try:
-        svm = tangent_svm(part, problem.model(snap.theta))
+        svm = tangent_svm(problem.on(chosen), problem.model(snap.theta))
     except ValueError:
         return None  # Kinks: gradients of single examples need not separate.
     share = (1 - traj["misalignment"][-1]) / spread

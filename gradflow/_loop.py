@@ -30,8 +30,7 @@ def start(settings: Settings) -> Carry:
     problem, solver = settings.flow.problem, settings.solver
     theta = problem.theta
     zero = jnp.zeros((), theta.dtype)
-    log_losses = problem.log_losses(theta)
-    s = problem.log_risk_time(logsumexp(log_losses))
+    s, shares = _measured(problem, theta)
     y = (theta, jnp.zeros((QUADRATURES,), theta.dtype).at[0].set(s))
     dt = _first_step(settings.flow, y)
     solver_state = solver.init(term(), zero, dt, y, settings.flow)
@@ -51,7 +50,7 @@ def start(settings: Settings) -> Carry:
         s_start=s,
         solver_state=solver_state,
         controller_state=jax.tree.map(jnp.asarray, controller_state),
-        activity=Activity.start(log_losses, work(solver, solver_state)),
+        activity=Activity.start(shares, work(solver, solver_state)),
         dense=jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), dense),
         saved=jnp.zeros((), int),
         theta_saved=theta,
@@ -64,6 +63,13 @@ def start(settings: Settings) -> Carry:
         rejected=jnp.zeros((), int),
         result=jnp.full((), RUNNING, int),
     )
+
+
+def _measured(problem, theta):
+    r"""$\ln(n/L)$, and the log of each example's share of $L$, by one forward pass."""
+    log_losses = problem.log_losses(theta)
+    log_risk = logsumexp(log_losses)
+    return problem.log_risk_time(log_risk), log_losses - log_risk
 
 
 def _first_step(flow: Flow, y):
@@ -130,9 +136,8 @@ def _step(settings: Settings, carry: Carry) -> Carry:
     )
     interpolant = solver.interpolation_cls(t0=carry.t, t1=carry.t_next, **dense)
     y1 = with_path(y1, interpolant, carry.t, carry.t_next)
-    log_losses = problem.log_losses(y1[0])
-    s1 = problem.log_risk_time(logsumexp(log_losses))
-    left_out = carry.activity.left_out(log_losses, settings.capacity)
+    s1, shares = _measured(problem, y1[0])
+    left_out = carry.activity.left_out(shares, settings.capacity)
     usable = (outcome == diffrax.RESULTS.successful) & jnp.isfinite(s1)
     usable = usable & (left_out <= settings.neglect)
     kept, t, t_next, _, controller_state, _ = settings.controller.adapt_step_size(
@@ -147,7 +152,7 @@ def _step(settings: Settings, carry: Carry) -> Carry:
     )
     keep = jnp.asarray(kept)
     activity = carry.activity.after(
-        log_losses,
+        shares,
         left_out,
         keep,
         growth=jnp.asarray((t_next - t) / (carry.t_next - carry.t)),

@@ -250,7 +250,7 @@ class Problem(eqx.Module):
         r"""$\ln\ell(p_i)$ of each example, shape `(n,)`."""
         return self.loss.log_loss(self.soft_margins(theta))
 
-    def on(self, examples: Int[Array, " m"]) -> "Problem":
+    def on(self, examples: Int[Array | np.ndarray, " m"]) -> "Problem":
         """The same problem on some of its examples only."""
         data = (self.x[examples], self.y[examples])
         return eqx.tree_at(lambda problem: (problem.x, problem.y), self, data)

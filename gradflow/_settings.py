@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._problem import Problem
+from .diagnostics.common import all_outputs, coupled
 from .solvers import DualRodas5P, choose
 
 # Examples times parameters times s from which on leaving examples out saves more than
@@ -110,12 +111,9 @@ def checked_neglect(
 
 def _separate(problem: Problem) -> bool:
     """Whether the outputs for a few examples are the same without the others."""
-    few = problem.on(jnp.arange(min(_FEW, problem.n)))
-    alone, among = (
-        np.asarray(eqx.filter_jit(Problem.outputs)(p, p.theta)) for p in (few, problem)
-    )
-    tolerance = math.sqrt(problem.rounding) * max(np.max(np.abs(among)), 1e-300)
-    return bool(np.max(np.abs(alone - among[: len(alone)])) <= tolerance)
+    few = np.arange(min(_FEW, problem.n))
+    alone = np.asarray(all_outputs(problem.on(few), problem.theta))
+    return not coupled(problem, problem.theta, few, alone, problem.rounding)
 
 
 def warn_about_precision(problem: Problem, to: float | int):

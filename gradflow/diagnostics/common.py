@@ -115,10 +115,22 @@ def _gradient_rows(problem, theta, x, y, classes):
     return outputs, grads
 
 
+def coupled(
+    problem: Problem,
+    theta: Float[Array, " k"],
+    index: Int[np.ndarray, " m"],
+    alone: Float[np.ndarray, "m ..."],
+    rounding: float,
+) -> bool:
+    """Whether outputs that examples `index` have alone, or among few, differ from what
+    they have among all by more than the root of `rounding`."""
+    among = np.asarray(all_outputs(problem, theta))[index].reshape(alone.shape)
+    tolerance = math.sqrt(rounding) * max(np.max(np.abs(among)), 1e-300)
+    return bool(np.max(np.abs(alone - among)) > tolerance)
+
+
 def _check_uncoupled(problem, theta, index, values):
-    expected = np.asarray(all_outputs(problem, theta))[index].reshape(values.shape)
-    tol = math.sqrt(np.finfo(values.dtype).eps) * max(np.max(np.abs(expected)), 1e-300)
-    if np.max(np.abs(values - expected)) > tol:
+    if coupled(problem, theta, index, values, float(np.finfo(values.dtype).eps)):
         raise ValueError(
             "`model` couples the examples of a batch (batch normalisation does), so "
             "one example's margin has no gradient of its own."
