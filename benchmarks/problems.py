@@ -40,9 +40,9 @@ def digits(dtype=np.float64):
     return gf.Problem(jax.tree.map(lambda w: w.astype(dtype), model), x, y)
 
 
-def small_cnn():
+def small_cnn(dtype=np.float64):
     """Two convolutions and a dense layer on 2,000 images of MNIST; 10 classes."""
-    x, y = gf.datasets.mnist(n=2000)
+    x, y = gf.datasets.mnist(n=2000, dtype=dtype)
     keys, smooth = jax.random.split(jax.random.key(0), 3), gf.models.SmoothReLU(1e-2)
     model = gf.models.Sequential(
         [
@@ -55,6 +55,7 @@ def small_cnn():
             gf.models.Dense(200, 10, key=keys[2]),
         ]
     )
+    model = jax.tree.map(lambda w: w.astype(dtype), model)
     return gf.Problem(model, np.moveaxis(x, 1, -1), y, batch_size=250)
 
 

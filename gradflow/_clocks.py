@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._losses import AbstractLoss
+from ._problem import Problem
 
 
 class AbstractClock(eqx.Module):
@@ -113,3 +114,14 @@ class LogNormTime(AbstractClock):
                 "`LogRiskTime()`, or a model with `scale > 0`."
             )
         return self
+
+
+def chosen(problem: Problem) -> AbstractClock:
+    """The clock when the user names none.
+
+    For degree 1 and a loss with an exponential tail `SmoothedMarginTime()`: there the
+    gradient of the smoothed margin does not grow with the norm, and nothing is divided
+    by a gradient that may almost vanish on the way. Otherwise `LogRiskTime()`.
+    """
+    smoothed = problem.degree == 1 and problem.loss.exponential_tail
+    return SmoothedMarginTime() if smoothed else LogRiskTime()

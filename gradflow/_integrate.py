@@ -4,13 +4,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import diffrax
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ._clocks import AbstractClock, LogRiskTime
+from ._clocks import AbstractClock, chosen
 from ._flow import Flow, measured_s
 from ._problem import Problem
 from ._results import FlowError, Result
@@ -21,6 +20,7 @@ from ._settings import (
     checked_saves,
     checked_solver,
     describe,
+    step_size_controller,
     warn_about_precision,
 )
 from ._state import Settings
@@ -37,7 +37,7 @@ def integrate(
     problem: Problem,
     to: float | int,
     *,
-    clock: AbstractClock = LogRiskTime(),
+    clock: AbstractClock | None = None,
     solver: Any = None,
     rtol: float = 1e-4,
     atol: float | None = None,
@@ -58,14 +58,17 @@ def integrate(
     - `problem`: model, data, loss and initial parameters.
     - `to`: the end as log-risk time $s = \ln(n/L)$; L = 1e-800 on n examples is
         $s = \ln n + 800\ln 10$. Measured, not integrated.
-    - `clock`: the solver's independent variable; the curve is the same for all.
+    - `clock`: the solver's independent variable; the curve is the same for all. `None`:
+        `SmoothedMarginTime()` for degree 1 and a loss with an exponential tail, and
+        `LogRiskTime()` otherwise.
     - `solver`: any Diffrax solver with an error estimate. `None` chooses by the size
         of the problem, `to` and `rtol` (`gf.solvers.choose`).
     - `rtol`, `atol`: a step is accepted if the norm of its estimated error is at most
         `atol + rtol * rho` over the parameters as a whole (`atol` is 0 by default), and
         if the measured change of $s$ differs from the integrated one by at most
-        `3 * rtol` times the larger of 1 and the step in $s$. The second is an error of
-        the margins that carry weight. Where it was measured, from s = 10 on, normalised
+        `3 * rtol` times the larger of 1 and the step in $s$ (and the estimated error of
+        $\ln t$ is at most ten times that). The second is an error of the margins that
+        carry weight. Where it was measured, from s = 10 on, normalised
         margins that carry weight (relative to the least), alignment and $J$ (relative)
         were within `10 * rtol` (`tests/test_tolerance.py`).
     - `saveat`: number of saved points, spread evenly in $s$ (in $\ln s$ for runs past
@@ -101,12 +104,13 @@ def integrate(
     saves = checked_saves(saveat, s0, to)
     warn_about_precision(problem, to)
     neglect = checked_neglect(neglect, problem, to, solver)
+    clock = chosen(problem) if clock is None else clock
     if diagnostics is None:
         diagnostics = (standard,)
     settings = Settings(
         flow=Flow(problem, clock.at_start(float(jnp.linalg.norm(problem.theta)))),
         solver=solver,
-        controller=diffrax.PIDController(rtol=0.0, atol=1.0, pcoeff=0.3, icoeff=0.3),
+        controller=step_size_controller(solver),
         rtol=jnp.asarray(rtol, problem.theta.dtype),
         atol=jnp.asarray(0.0 if atol is None else atol, problem.theta.dtype),
         saves=jnp.asarray(saves, problem.theta.dtype),

@@ -95,22 +95,34 @@ def chunk(
     capacity = next(iter(buffers.values())).shape[0]
     problem = settings.flow.problem
 
-    def going(state):
-        carry, _, rows, spent = state
-        # Saved points that the last step passed are taken even if it was the last.
+    def stepping(state):
+        carry, spent = state
         running = carry.result == RUNNING
         running = running & fits(problem, carry.activity, settings.capacity)
-        running = running | pending(settings, carry)
-        return running & (spent < budget) & (rows < capacity)
+        return running & ~pending(settings, carry) & (spent < budget)
+
+    def stepped(state):
+        carry, spent = state
+        return _step(settings, carry), spent + 1
+
+    # Saved points that the last step passed are taken even if it was the last. Steps
+    # have a loop of their own: a choice between the two would copy the carry each time.
+    def going(state):
+        carry, _, rows, spent = state
+        due = pending(settings, carry) & (rows < capacity)
+        return (due | stepping((carry, spent))) & (spent < budget)
 
     def body(state):
         carry, buffers, rows, spent = state
+        due = pending(settings, carry)
         carry, buffers, rows = jax.lax.cond(
-            pending(settings, carry),
+            due,
             lambda: save(settings, carry, buffers, rows),
-            lambda: (_step(settings, carry), buffers, rows),
+            lambda: (carry, buffers, rows),
         )
-        return carry, buffers, rows, spent + 1
+        spent = spent + due.astype(spent.dtype)
+        carry, spent = jax.lax.while_loop(stepping, stepped, (carry, spent))
+        return carry, buffers, rows, spent
 
     zero = jnp.zeros((), budget.dtype)
     carry, buffers, rows, _ = jax.lax.while_loop(
@@ -200,10 +212,11 @@ def _after_rejection(carry, solver, new_state):
 def _scaled_error(settings, carry, y1, s1, error, usable) -> Float[Array, ""]:
     r"""Error of a step relative to the tolerance; at most 1 where it is acceptable.
 
-    The larger of two: the solver's estimate over the parameters as a whole, and the
+    The largest of three: the solver's estimate over the parameters as a whole; the
     error of the clock, which is measured rather than estimated: by how much the change
-    of $\ln(n/L)$ and the integrated one differ. It is an error of the margins that
-    carry weight, and may be `3 * rtol` times the larger of 1 and the step in $s$.
+    of $\ln(n/L)$ and the integrated one differ, an error of the margins that carry
+    weight, which may be `3 * rtol` times the larger of 1 and the step in $s$; and the
+    solver's estimate for $\ln t$, which may be ten times that.
     """
     theta0, theta1 = carry.y[0], y1[0]
     size = jnp.maximum(jnp.linalg.norm(theta0), jnp.linalg.norm(theta1))
@@ -211,10 +224,14 @@ def _scaled_error(settings, carry, y1, s1, error, usable) -> Float[Array, ""]:
     tiny = jnp.finfo(size.dtype).tiny
     scaled = jnp.linalg.norm(error[0]) / jnp.maximum(tolerance, tiny)
     ds = y1[1][0] - carry.y[1][0]
+    may = settings.rtol * jnp.maximum(1, jnp.abs(ds))
     drift = jnp.abs((s1 - carry.s) - ds)
     # Of a forward pass; in float64 far below any tolerance.
     rounding = 64 * settings.flow.problem.rounding * jnp.abs(s1)
-    scaled = jnp.maximum(
-        scaled, drift / (3 * settings.rtol * jnp.maximum(1, jnp.abs(ds)) + rounding)
-    )
+    # From t = 0 on, relative to where tL tends to, by d(tL)/ds = 1/|G|^2 - tL.
+    change = y1[1][1] - carry.y[1][1]
+    time = jnp.abs(y1[1][1]) + jnp.abs(change) / jnp.maximum(jnp.abs(ds), tiny)
+    off = jnp.abs(error[1][1]) / jnp.maximum(time, tiny)
+    for found in (drift / (3 * may + rounding), off / (30 * may)):
+        scaled = jnp.maximum(scaled, found)
     return jnp.where(usable & jnp.isfinite(scaled), scaled, jnp.inf)

@@ -57,11 +57,54 @@ class AbstractLoss(eqx.Module):
         y: Float[Array, " n"] | Integer[Array, " n"],
     ) -> Float[Array, ""]:
         r"""$\ln L$ of a network's outputs for all examples."""
-        return logsumexp(self.log_loss(jax.vmap(self.soft_margin)(outputs, y)))
+        return self.log_total(jax.vmap(self.soft_margin)(outputs, y))
+
+    def log_total(
+        self, p: Float[Array, " n"], log_weights: Float[Array, "..."] | float = 0.0
+    ) -> Float[Array, ""]:
+        r"""$\ln\sum_i e^{v_i}\ell(p_i)$ with $v$ the `log_weights`, which are constants
+        and may be $-\infty$, though not all of them."""
+        return _log_total(p, self, log_weights)
 
     def labels(self, y: Array, output_shape: tuple[int, ...], dtype) -> Array:
         r"""Checks labels and output shape for this loss; returns labels as stored."""
         return binary_labels(y, output_shape, type(self).__name__, dtype)
+
+
+# JAX would differentiate the logarithm of a sum twice by a dozen passes over as many
+# columns as a Jacobian has; by these rules it takes two.
+@eqx.filter_custom_jvp
+def _log_total(p, loss, log_weights):
+    return _total_and_shares(p, loss, log_weights)[0]
+
+
+@_log_total.def_jvp
+def _(primals, tangents):
+    return _log_total(*primals), -jnp.sum(_pull(*primals) * tangents[0])
+
+
+@eqx.filter_custom_jvp
+def _pull(p, loss, log_weights):
+    # Each example's share of the risk times its slope: -d ln L / dp.
+    return _total_and_shares(p, loss, log_weights)[1] * loss.log_slope(p)
+
+
+@_pull.def_jvp
+def _(primals, tangents):
+    p, loss, log_weights = primals
+    dp, *_ = tangents
+    _, shares = _total_and_shares(p, loss, log_weights)
+    slope, bend = jax.jvp(loss.log_slope, (p,), (jnp.ones_like(p),))
+    pull = shares * slope
+    return pull, shares * (bend - slope**2) * dp + pull * jnp.sum(pull * dp)
+
+
+def _total_and_shares(p, loss, log_weights):
+    a = loss.log_loss(p) + log_weights
+    largest = jnp.max(a)
+    shares = jnp.exp(a - largest)
+    total = jnp.sum(shares)
+    return largest + jnp.log(total), shares / total
 
 
 def binary_labels(y: Array, output_shape: tuple[int, ...], name: str, dtype) -> Array:
@@ -104,23 +147,27 @@ _SMALL = 1e-2
 
 
 def _log1p_over(e):
-    # ln(1 + e) / e on [0, 1]. With u = 1 + e rounded, ln(u) / (u - 1) has no error of
-    # that rounding; it costs half of what `log1p` does (Kahan's identity).
+    # q = ln(1 + e) / e on [0, 1], and 1 - q. With u = 1 + e rounded, ln(u) / (u - 1)
+    # has no error of that rounding; it costs half of what `log1p` does (Kahan's
+    # identity).
     small = e < _SMALL
-    series = 1 / 8 - e / 9
-    for j in range(7, 0, -1):
+    series = 1 / 9 - e / 10
+    for j in range(8, 1, -1):
         series = 1 / j - e * series
     u = 1 + jnp.where(small, 1, e)
-    return jnp.where(small, series, jnp.log(u) / (u - 1))
+    q = jnp.where(small, 1 - e * series, jnp.log(u) / (u - 1))
+    return q, jnp.where(small, e * series, 1 - q)
 
 
 def _softplus_neg(p):
-    # e = exp(-|p|), and ln(1 + e^-p) for p <= 0, its quotient by e^-p for p > 0. Each
-    # branch sees only its own side, so that neither poisons the derivative; at zero,
-    # where every network with zero weights starts, `maximum` or `abs` would change it.
+    # e = exp(-|p|); ln(1 + e^-p) for p <= 0, its quotient by e^-p for p > 0; and one
+    # minus that quotient for p > 0, one minus e^p ln(1 + e^-p) for p <= 0. Each branch
+    # sees only its own side, so that neither poisons the derivative; at zero, where
+    # every network with zero weights starts, `maximum` or `abs` would change it.
     e = jnp.exp(jnp.where(p > 0, -p, p))
-    quotient = _log1p_over(e)
-    return e, jnp.where(p > 0, quotient, e * quotient - p)
+    q, rest = _log1p_over(e)
+    softplus = jnp.where(p > 0, q, e * q - p)
+    return e, softplus, jnp.where(p > 0, rest, 1 - e * softplus)
 
 
 @jax.custom_jvp
@@ -129,10 +176,21 @@ def _log_softplus_neg(p):
     return jnp.log(_softplus_neg(p)[1]) - jnp.where(p > 0, p, 0)
 
 
+@jax.custom_jvp
 def _logistic_log_slope(p):
     # sigmoid(-p) / softplus(-p), of both of which e^-p is divided out for p > 0.
-    e, softplus = _softplus_neg(p)
+    e, softplus, _ = _softplus_neg(p)
     return 1 / ((1 + e) * softplus)
+
+
+@_logistic_log_slope.defjvp
+def _(primals, tangents):
+    # With a the slope, a' = a (a - sigmoid(p)). The rule keeps the Jacobian's columns
+    # from repeating these functions.
+    (p,), (dp,) = primals, tangents
+    e, softplus, rest = _softplus_neg(p)
+    slope = 1 / ((1 + e) * softplus)
+    return slope, slope * (slope * rest) * dp
 
 
 @_log_softplus_neg.defjvp

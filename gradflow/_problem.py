@@ -8,7 +8,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int, Num, PyTree
 
 from ._homogeneity import Probe, check_degree, declared_layers, measured_layers
@@ -238,13 +237,11 @@ class Problem(eqx.Module):
         return jax.vmap(self.loss.soft_margin)(self._outputs_of(theta, x), y)
 
     def _log_risk_of(self, theta, x, y, log_mask):
-        return logsumexp(
-            self.loss.log_loss(self._soft_margins_of(theta, x, y)) + log_mask
-        )
+        return self.loss.log_total(self._soft_margins_of(theta, x, y), log_mask)
 
     def log_risk(self, theta: Float[Array, " k"]) -> Float[Array, ""]:
         r"""$\ln L(\theta)$, the log of the summed loss."""
-        return logsumexp(self.log_losses(theta))
+        return self.loss.log_total(self.soft_margins(theta))
 
     def log_losses(self, theta: Float[Array, " k"]) -> Float[Array, " n"]:
         r"""$\ln\ell(p_i)$ of each example, shape `(n,)`."""

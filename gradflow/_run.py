@@ -218,7 +218,7 @@ class Run:
 
 def _next_budget(budget: int, elapsed: float, max_seconds: float | None) -> int:
     target = _CHUNK_SECONDS if max_seconds is None else min(_CHUNK_SECONDS, max_seconds)
-    factor = np.clip(target / max(elapsed, 1e-4), 0.25, 4.0)
+    factor = np.clip(target / max(elapsed, 1e-4), 0.25, 16.0)
     return int(np.clip(budget * factor, 1, 100_000))
 
 

@@ -255,7 +255,9 @@ def _stages(field, t0, t1, y, h) -> Float[Array, "8 k"]:
 
 
 def _jacobian(function: Callable, y: Float[Array, " k"]) -> Float[Array, "k k"]:
-    if y.size <= _COLUMNS:
-        return jax.jacfwd(function)(y)
+    # Linearised first, so that what all columns share is computed once. The identity is
+    # a constant, so that what acts on it alone (a linear model) leaves the loop.
     _, product = jax.linearize(function, y)
+    if y.size <= _COLUMNS:
+        return jax.vmap(product)(np.eye(y.size, dtype=y.dtype)).T
     return jax.lax.map(product, jnp.eye(y.size, dtype=y.dtype), batch_size=_COLUMNS).T
