@@ -32,8 +32,16 @@ def _atol(problem, rtol: float) -> float:
     return rtol * (norm / np.sqrt(problem.k) if norm else 1e-3)
 
 
-def scipy(problem, name: str, to: float, budget: float, rtol: float) -> dict[str, Any]:
-    """A stiff solver of SciPy, with the exact jitted Jacobian."""
+def scipy(
+    problem,
+    name: str,
+    to: float,
+    budget: float,
+    rtol: float,
+    steps: list | None = None,
+) -> dict[str, Any]:
+    """A stiff solver of SciPy, with the exact jitted Jacobian; `steps` is filled with
+    the parameters after each step."""
     rate = jax.jit(_rate)
     began = time.perf_counter()
     jacobian = jax.jit(lambda p, t: jax.jacfwd(lambda t: rate(p, t))(t))
@@ -53,6 +61,8 @@ def scipy(problem, name: str, to: float, budget: float, rtol: float) -> dict[str
     )
     while solver.status == "running" and time.perf_counter() - began < budget:
         solver.step()
+        if steps is not None:
+            steps.append(solver.y.copy())
     result = {"finished": "reached", "failed": "failed"}
     return {
         "theta": solver.y,

@@ -224,7 +224,7 @@ def _scaled_error(settings, carry, y1, s1, error, usable) -> Float[Array, ""]:
     tiny = jnp.finfo(size.dtype).tiny
     scaled = jnp.linalg.norm(error[0]) / jnp.maximum(tolerance, tiny)
     ds = y1[1][0] - carry.y[1][0]
-    may = settings.rtol * jnp.maximum(1, jnp.abs(ds))
+    length = jnp.maximum(1, jnp.abs(ds))
     drift = jnp.abs((s1 - carry.s) - ds)
     # Of a forward pass; in float64 far below any tolerance.
     rounding = 64 * settings.flow.problem.rounding * jnp.abs(s1)
@@ -232,6 +232,9 @@ def _scaled_error(settings, carry, y1, s1, error, usable) -> Float[Array, ""]:
     change = y1[1][1] - carry.y[1][1]
     time = jnp.abs(y1[1][1]) + jnp.abs(change) / jnp.maximum(jnp.abs(ds), tiny)
     off = jnp.abs(error[1][1]) / jnp.maximum(time, tiny)
-    for found in (drift / (3 * may + rounding), off / (30 * may)):
+    for found in (
+        drift / (3 * settings.rtol * length + rounding),
+        off / ((30 * settings.rtol + rounding) * length),
+    ):
         scaled = jnp.maximum(scaled, found)
     return jnp.where(usable & jnp.isfinite(scaled), scaled, jnp.inf)

@@ -53,6 +53,52 @@ def test_growth_law_of_one_example(depth):
         assert log_t == pytest.approx(exact, rel=1e-6)
 
 
+def test_clock_by_default():
+    x, y = separable(n=6)
+    linear = gf.models.Linear(3)
+    deep = gf.models.DeepLinear((3, 2, 1), key=jax.random.key(0))
+    for model, loss, name in (
+        (linear, gf.Logistic(), "SmoothedMarginTime"),
+        (linear, gf.Squared(), "LogRiskTime"),
+        (deep, gf.Logistic(), "LogRiskTime"),
+    ):
+        problem = gf.Problem(model, x, y, loss=loss)
+        traj = gf.integrate(problem, to=3.0, saveat=2, max_steps=1)
+        assert traj.config["clock"].startswith(name)
+
+
+def test_linear_flow_on_hard_data_against_scipy():
+    """Breast cancer while it is not yet separated, where the gradient almost vanishes;
+    loose tolerances cost accuracy, but no step is rejected and the clock holds."""
+    problem = gf.Problem(gf.models.Linear(31), *gf.datasets.breast_cancer())
+    at = [2.0, 3.5, 5.0, 20.0]
+
+    @jax.jit
+    def rate(theta):
+        _, g = problem.log_risk_and_direction(theta)
+        return g / (g @ g)
+
+    jacobian = jax.jit(jax.jacfwd(rate))
+    start = float(problem.log_risk_time(problem.log_risk(problem.theta)))
+    exact = solve_ivp(
+        lambda s, z: np.asarray(rate(z)),
+        (start, at[-1]),
+        np.asarray(problem.theta),
+        "Radau",
+        at,
+        rtol=1e-8,
+        atol=1e-10,
+        jac=lambda s, z: np.asarray(jacobian(z)),
+    )
+    margins = np.stack([problem.margins(jnp.asarray(theta)) for theta in exact.y.T])
+    for rtol in (1e-2, 1e-4):
+        traj = gf.integrate(problem, to=at[-1], rtol=rtol, saveat=at)
+        gaps = np.abs(traj["margins"][1:] - margins)
+        carrying = margins < margins.min(axis=1, keepdims=True) + 10
+        assert np.max(gaps[carrying]) < 10 * rtol
+        assert traj.stats["rejected_steps"] <= 1
+
+
 def test_margins_and_path_length_against_scipy():
     """Two-layer flow in log-risk time by Radau at 1e-10, path length by quadrature."""
     x, y = separable(n=6)

@@ -131,3 +131,31 @@ def test_risk_weights_and_direction_at_any_level(loss, dtype, level):
     np.testing.assert_allclose(
         weights, [float(v) for v in w], rtol=100 * eps, atol=tiny
     )
+
+
+@pytest.mark.parametrize(
+    "loss", [gf.Exponential(), gf.Logistic(), gf.ExponentialTail.power(3)]
+)
+def test_rules_of_the_total_against_plain_differentiation(loss):
+    p = jnp.array([-3.0, -0.2, 0.4, 1.5, 1.6, 40.0])
+    weights = jnp.array([0.0, -1.0, 0.0, 2.0, -jnp.inf, 0.0])
+
+    def plain(p):
+        return jax.scipy.special.logsumexp(loss.log_loss(p) + weights)
+
+    def ours(p):
+        return loss.log_total(p, weights)
+
+    one, two = jax.grad, jax.hessian
+    for found, exact in (
+        (ours(p), plain(p)),
+        (one(ours)(p), one(plain)(p)),
+        (two(ours)(p), two(plain)(p)),
+        (jax.jacfwd(two(ours))(p), jax.jacfwd(two(plain))(p)),
+        (jax.jacrev(two(ours))(p), jax.jacfwd(two(plain))(p)),
+    ):
+        scale = np.max(np.abs(exact))
+        np.testing.assert_allclose(found, exact, rtol=1e-12, atol=1e-14 * scale)
+    assert float(loss.log_total(p)) == pytest.approx(
+        float(jax.scipy.special.logsumexp(loss.log_loss(p))), rel=1e-15
+    )
