@@ -23,7 +23,7 @@ def row(name: str, dtype) -> tuple[dict, np.ndarray]:
     make, to = PROBLEMS[name]
     problem = make(dtype)
     ratio, gradient, traj = wall_over_gradients(
-        problem, to, segment=2.0, rtol=RTOL, saveat=2, progress=False, throw=False
+        problem, to, segment=10.0, rtol=RTOL, saveat=2, progress=False, throw=False
     )
     found = {
         "problem": name,
