@@ -86,7 +86,7 @@ def _(primals, tangents):
 @eqx.filter_custom_jvp
 def _pull(p, loss, log_weights):
     # Each example's share of the risk times its slope: -d ln L / dp.
-    return _total_and_shares(p, loss, log_weights)[1] * loss.log_slope(p)
+    return _total_and_shares(p, loss, log_weights)[1] * _slope(loss, p)
 
 
 @_pull.def_jvp
@@ -94,9 +94,14 @@ def _(primals, tangents):
     p, loss, log_weights = primals
     dp, *_ = tangents
     _, shares = _total_and_shares(p, loss, log_weights)
-    slope, bend = jax.jvp(loss.log_slope, (p,), (jnp.ones_like(p),))
+    slope, bend = jax.jvp(lambda p: _slope(loss, p), (p,), (jnp.ones_like(p),))
     pull = shares * slope
     return pull, shares * (bend - slope**2) * dp + pull * jnp.sum(pull * dp)
+
+
+def _slope(loss, p):
+    # Differentiated, so that the flow is that of `log_loss` whatever `log_slope` says.
+    return -jax.jvp(loss.log_loss, (p,), (jnp.ones_like(p),))[1]
 
 
 def _total_and_shares(p, loss, log_weights):

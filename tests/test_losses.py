@@ -159,3 +159,13 @@ def test_rules_of_the_total_against_plain_differentiation(loss):
     assert float(loss.log_total(p)) == pytest.approx(
         float(jax.scipy.special.logsumexp(loss.log_loss(p))), rel=1e-15
     )
+
+
+def test_the_flow_follows_the_loss_whatever_its_slope_says():
+    class Odd(gf.Exponential):
+        def log_slope(self, p):
+            return 2 * jnp.ones_like(p)
+
+    p = jnp.array([0.3, 1.0, -2.0])
+    found, exact = (jax.grad(loss().log_total)(p) for loss in (Odd, gf.Exponential))
+    np.testing.assert_array_equal(found, exact)
