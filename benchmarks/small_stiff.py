@@ -12,15 +12,14 @@ log-risk time, as SciPy's do, and in the clock that `gf.integrate` would choose.
 """
 
 import diffrax
-import jax
 import numpy as np
-from scipy.interpolate import CubicSpline
 
 import gradflow as gf
 
 from .common import options, write
 from .peers import scipy
 from .problems import PROBLEMS
+from .solvers import Reference
 
 REPEATS = 7
 FROM = 10.0
@@ -84,34 +83,11 @@ def methods(problem, to):
     return found
 
 
-class Reference:
-    """Normalised margins along the flow."""
-
-    def __init__(self, problem, to):
-        points = np.geomspace(1.0, 1.01 * to, 1500)
-        traj = gf.integrate(
-            problem, points[-1], rtol=1e-10, saveat=points, progress=False
-        )
-        late = traj.s >= 1
-        margins = traj["normalized_margins"][late]
-        self.along = CubicSpline(np.log(traj.s[late]), margins)
-        self.s = jax.jit(lambda theta: problem.log_risk_time(problem.log_risk(theta)))
-        self.margins = jax.jit(lambda theta: problem.margins(theta))
-
-    def error(self, theta) -> tuple[float, float]:
-        """The true s, and the error of the support there."""
-        s, rho = float(self.s(theta)), np.linalg.norm(theta)
-        exact = self.along(np.log(max(s, 1.0)))
-        support = exact < exact.min() + 10 / rho
-        gaps = np.abs(np.asarray(self.margins(theta)) / rho - exact)[support]
-        return s, float(gaps.max() / exact.min())
-
-
 def main() -> None:
     settings = options(__doc__ or "")
     make, to = PROBLEMS["breast_cancer"]
     problem = make()
-    reference, found = Reference(problem, to), methods(problem, to)
+    reference, found = Reference(problem, to, 1e-10, 1500), methods(problem, to)
     for seconds, _ in found.values():
         seconds()
     took = {name: [] for name in found}
@@ -120,7 +96,7 @@ def main() -> None:
             took[name].append(seconds())
     rows = []
     for (name, rtol), (_, path) in found.items():
-        errors = np.array([reference.error(t) for t in path() if np.any(t)])
+        errors = np.array([reference.error(t) for t in path() if np.any(t)], float)
         inside = (errors[:, 0] >= FROM) & (errors[:, 0] <= 1.005 * to)
         row = {
             "method": name,

@@ -81,10 +81,11 @@ def normalised(problem, theta) -> np.ndarray:
 class Reference:
     """Normalised margins along the flow, by our own solver at a tight tolerance."""
 
-    def __init__(self, problem, to: float):
+    def __init__(self, problem, to: float, rtol: float | None = None, count: int = 400):
         tight = 1e-9 if problem.k <= LARGEST_DENSE else 1e-6
         tight = 1e-5 if problem.batch_size is not None else tight
-        points = np.geomspace(1.0, 1.01 * to, 400)
+        tight = tight if rtol is None else rtol
+        points = np.geomspace(1.0, 1.01 * to, count)
         s0 = float(jnp.log(problem.n) - problem.log_risk(problem.theta))
         self.problem, self.rtol = problem, tight
         traj = gf.integrate(
