@@ -4,12 +4,19 @@ Importing it here would come before jaxtyping's import hook, which the option
 `--jaxtyping-packages` installs and which checks shapes at every call.
 """
 
+import importlib.metadata
 import os
 from pathlib import Path
 
 # Before matplotlib is imported anywhere, in notebooks' kernels and subprocesses too.
 os.environ["MPLBACKEND"] = "Agg"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Tests compile for longer than they run, and the former emitters take half the time.
+# XLA exits on flags that it does not know: only for a version that is known to.
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    os.environ["XLA_FLAGS"] = " ".join(
+        [os.environ.get("XLA_FLAGS", ""), "--xla_cpu_use_fusion_emitters=false"]
+    )
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -17,7 +24,6 @@ import pytest  # noqa: E402
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Tests compile for longer than they run.
 jax.config.update("jax_disable_most_optimizations", True)
 
 
