@@ -11,7 +11,7 @@ import jax
 import jax.tree_util as jtu
 
 _CACHE: collections.OrderedDict[Any, Any] = collections.OrderedDict()
-_CACHE_SIZE = 64
+_CACHE_SIZE = 96
 
 
 class Interrupt:
@@ -37,20 +37,9 @@ def compiled(function: Callable, *args, interrupt: Interrupt) -> tuple[Callable,
     The same function on arguments of the same shapes, dtypes and static parts is
     compiled once per process; a repeat takes 0.0 seconds.
     """
-    dynamic, static = eqx.partition(args, eqx.is_array)
-    leaves, treedef = jtu.tree_flatten(dynamic)
-    static_leaves, static_treedef = jtu.tree_flatten(static)
-    key = (
-        function,
-        tuple((leaf.shape, leaf.dtype, leaf.weak_type) for leaf in leaves),
-        treedef,
-        tuple((type(leaf), leaf) for leaf in static_leaves),
-        static_treedef,
-    )
-    seconds = 0.0
-    if key not in _CACHE:
-        began = time.perf_counter()
+    key, leaves, treedef, static = _key(function, args)
 
+    def made():
         def flat(leaves):
             args = eqx.combine(jtu.tree_unflatten(treedef, leaves), static)
             return function(*args)
@@ -61,18 +50,48 @@ def compiled(function: Callable, *args, interrupt: Interrupt) -> tuple[Callable,
         future = with_pool.submit(lowered.compile)
         with_pool.shutdown(wait=False)
         _wait(future.done, interrupt, grace=0.0)
-        _CACHE[key] = future.result()
-        seconds = time.perf_counter() - began
-    _CACHE.move_to_end(key)
-    while len(_CACHE) > _CACHE_SIZE:
-        _CACHE.popitem(last=False)
-    executable = _CACHE[key]
+        return future.result()
+
+    began, known = time.perf_counter(), key in _CACHE
+    executable = _cached(key, made)
+    seconds = 0.0 if known else time.perf_counter() - began
 
     def call(*args):
         # Not `eqx.filter`, which takes as long as a step of a small flow.
         return executable([x for x in jtu.tree_leaves(args) if eqx.is_array(x)])
 
     return call, seconds
+
+
+def shapes(function: Callable, *args):
+    """What `function` would return for arguments of this structure, without values;
+    traced once per process."""
+    key, *_ = _key(function, args)
+    return _cached(("shapes", *key), lambda: eqx.filter_eval_shape(function, *args))
+
+
+def _key(function: Callable, args: tuple):
+    """What decides how a function is compiled; its arrays, their tree, and the rest."""
+    dynamic, static = eqx.partition(args, eqx.is_array)
+    leaves, treedef = jtu.tree_flatten(dynamic)
+    static_leaves, static_treedef = jtu.tree_flatten(static)
+    key = (
+        function,
+        tuple((leaf.shape, leaf.dtype, leaf.weak_type) for leaf in leaves),
+        treedef,
+        tuple((type(leaf), leaf) for leaf in static_leaves),
+        static_treedef,
+    )
+    return key, leaves, treedef, static
+
+
+def _cached(key, make: Callable):
+    if key not in _CACHE:
+        _CACHE[key] = make()
+    _CACHE.move_to_end(key)
+    while len(_CACHE) > _CACHE_SIZE:
+        _CACHE.popitem(last=False)
+    return _CACHE[key]
 
 
 def wait(tree, interrupt: Interrupt, grace: float = 2.0):

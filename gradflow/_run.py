@@ -9,12 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from . import _loop as loop, _saving as saving, _state as state
 from ._active import fitting
-from ._compile import Interrupt, Interrupted, compiled, wait
+from ._compile import Interrupt, Interrupted, compiled, shapes, wait
 from ._progress import Progress
 from ._results import Result
 from ._trajectory import Trajectory
@@ -60,8 +61,8 @@ class Run:
 
     def go(self) -> Trajectory:
         """Runs to the end, from the start or from the folder's checkpoint."""
-        carry = eqx.filter_eval_shape(loop.start, self.settings)
         if self.store is not None and self.store.resumable:
+            carry = shapes(loop.start, self.settings)
             carry, self.rows, self.wall_seconds = self.store.resume(carry)
         else:
             start = self._compiled(loop.start, self.settings)
@@ -144,18 +145,20 @@ class Run:
         )
 
     def _buffers(self, carry):
-        row = eqx.filter_eval_shape(
-            lambda settings, carry: saving.saved_row(settings, carry, carry.y),
-            self.settings,
-            carry,
-        )
+        row = shapes(saving.row_at_step, self.settings, carry)
         rows = min(_BUFFER_ROWS, self.settings.saves.shape[0])
-        return {k: jnp.zeros((rows, *v.shape), v.dtype) for k, v in row.items()}
+        # Made on the host, which compiles nothing.
+        zeros = {k: np.zeros((rows, *v.shape), v.dtype) for k, v in row.items()}
+        return jax.device_put(zeros)
 
     def _collect(self, buffers, count):
-        host = {k: np.asarray(v[:count]) for k, v in buffers.items()} if count else {}
-        for i in range(count):
-            self.rows.append({k: v[i] for k, v in host.items()})
+        # All at once, unless most of that would be empty.
+        if 2 * count > next(iter(buffers.values())).shape[0]:
+            whole = jax.device_get(buffers)
+            rows = [{k: v[i] for k, v in whole.items()} for i in range(count)]
+        else:
+            rows = [jax.device_get(_row(buffers, jnp.array(i))) for i in range(count)]
+        self.rows += rows
 
     def _finished(self, carry, result) -> Trajectory:
         self._checkpoint(carry, force=True)
@@ -220,6 +223,11 @@ def _next_budget(budget: int, elapsed: float, max_seconds: float | None) -> int:
     target = _CHUNK_SECONDS if max_seconds is None else min(_CHUNK_SECONDS, max_seconds)
     factor = np.clip(target / max(elapsed, 1e-4), 0.25, 16.0)
     return int(np.clip(budget * factor, 1, 100_000))
+
+
+@jax.jit
+def _row(buffers, i):
+    return {k: v[i] for k, v in buffers.items()}
 
 
 def _stacked(rows) -> dict[str, np.ndarray]:

@@ -106,3 +106,8 @@ def saved_row(settings: Settings, carry: Carry, y) -> dict[str, Array]:
     for diagnostic in settings.diagnostics:
         row.update(diagnostic(snap))
     return row
+
+
+def row_at_step(settings: Settings, carry: Carry) -> dict[str, Array]:
+    """The row of the last step's end."""
+    return saved_row(settings, carry, carry.y)
