@@ -99,18 +99,24 @@ class LowRankJacobian(eqx.Module):
         # One after the other: on a CPU three times as fast as a batch.
         images = jnp.stack([product(direction) for direction in u])
         missing = images - (u @ v.T) @ (values[:, None] * v)
-        basis = _extended(v, jnp.concatenate([u, missing]))
+        # All directions but the last are rows of `v`.
+        basis = _extended(v, jnp.concatenate([u[-1:], missing]))
         rank = len(v)
-        pv, pu, pm = (basis @ rows.T for rows in (v, u, missing))
-        matrix = pv @ (values[:, None] * pv.T) + pm @ pu.T + pu @ pm.T
+        known = jnp.zeros(len(basis), v.dtype).at[:rank].set(values)
+        pu, pm = jnp.split(basis @ jnp.concatenate([u, missing]).T, 2, axis=1)
+        matrix = jnp.diag(known) + pm @ pu.T + pu @ pm.T
         matrix = matrix - pu @ (pu.T @ pm) @ pu.T
         # Rows of zeros last, so that they are never kept.
-        empty = jnp.linalg.norm(basis, axis=-1) < 0.5
-        matrix = matrix + jnp.diag(jnp.where(empty, 1 + jnp.max(jnp.abs(matrix)), 0))
+        empty = jnp.linalg.norm(basis[rank:], axis=-1) < 0.5
+        large = jnp.where(empty, 1 + jnp.max(jnp.abs(matrix)), 0)
+        matrix = matrix + jnp.diag(jnp.pad(large, (rank, 0)))
         new, rotation = jnp.linalg.eigh((matrix + matrix.T) / 2)
-        vectors, new = rotation[:, :rank].T @ basis, jnp.minimum(new[:rank], 0)
-        # One Newton-Schulz step, so that rounding never adds up over many updates.
-        vectors = 1.5 * vectors - 0.5 * (vectors @ vectors.T) @ vectors
+        new = jnp.minimum(new[:rank], 0)
+        # One Newton-Schulz step for `v`, so that rounding never adds up.
+        kept = rotation[:, :rank].T
+        gram = kept[:, :rank] @ (v @ v.T)
+        kept = kept.at[:, :rank].multiply(1.5).at[:, :rank].add(-0.5 * gram)
+        vectors = kept @ basis
         last = missing[-1]
         power = last - (vectors @ last) @ vectors
         seen = jnp.maximum(jnp.linalg.norm(last), _turning(u, images, missing))

@@ -236,7 +236,7 @@ _LAST = np.concatenate([np.asarray(_A[5]), np.ones(3)])
 def _stages(field, t0, t1, y, h) -> Float[Array, "8 k"]:
     length = jnp.asarray(t1 - t0)
     t0 = jnp.asarray(t0, length.dtype)
-    jacobian = _jacobian(lambda v: field(t0, v), y)
+    slope, jacobian = _slope_and_jacobian(lambda v: field(t0, v), y)
     identity = jnp.eye(y.size, dtype=y.dtype)
     factors = lu_factor(identity / (_GAMMA * h) - jacobian)
     # h df/dt, exact; zero work where the field does not depend on time.
@@ -245,19 +245,28 @@ def _stages(field, t0, t1, y, h) -> Float[Array, "8 k"]:
     d = jnp.asarray(_D, y.dtype)
     nodes = jnp.asarray(_NODES, length.dtype)
 
+    def solved(i, slope, k):
+        change = slope + d[i] * time_slope + _combine(c[i], k) / h
+        return k.at[i].set(lu_solve(factors, change))
+
     def stage(i, k):
         slope = field(t0 + nodes[i] * length, y + _combine(a[i], k))
-        return k.at[i].set(
-            lu_solve(factors, slope + d[i] * time_slope + _combine(c[i], k) / h)
-        )
+        return solved(i, slope, k)
 
-    return jax.lax.fori_loop(0, 8, stage, jnp.zeros((8, y.size), y.dtype))
+    # The first stage's slope came with the Jacobian.
+    first = solved(0, slope, jnp.zeros((8, y.size), y.dtype))
+    return jax.lax.fori_loop(1, 8, stage, first)
 
 
-def _jacobian(function: Callable, y: Float[Array, " k"]) -> Float[Array, "k k"]:
+def _slope_and_jacobian(
+    function: Callable, y: Float[Array, " k"]
+) -> tuple[Float[Array, " k"], Float[Array, "k k"]]:
     # Linearised first, so that what all columns share is computed once. The identity is
     # a constant, so that what acts on it alone (a linear model) leaves the loop.
-    _, product = jax.linearize(function, y)
+    slope, product = jax.linearize(function, y)
     if y.size <= _COLUMNS:
-        return jax.vmap(product)(np.eye(y.size, dtype=y.dtype)).T
-    return jax.lax.map(product, jnp.eye(y.size, dtype=y.dtype), batch_size=_COLUMNS).T
+        columns = jax.vmap(product)(np.eye(y.size, dtype=y.dtype))
+    else:
+        identity = jnp.eye(y.size, dtype=y.dtype)
+        columns = jax.lax.map(product, identity, batch_size=_COLUMNS)
+    return slope, columns.T
