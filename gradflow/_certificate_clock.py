@@ -41,17 +41,19 @@ def _at_the_start(traj):
 
 
 def _drift(traj):
-    return _largest(traj, "clock_drift", 1e-4)
+    return _largest(traj, "clock_drift", 1.0)
 
 
 def _correction(traj):
-    return _largest(traj, "clock_correction", 1e-3)
+    return _largest(traj, "clock_correction", 10.0)
 
 
-def _largest(traj, name, share):
-    """The largest entry of a column, against a share of the s covered."""
+def _largest(traj, name, times):
+    """The largest entry of a column, against a share of the s covered: `times` the
+    tolerance, but neither below 1e-4 nor, whatever was asked for, beyond 1e-3."""
     if name not in traj:
         return None
+    share = times * min(max(1e-4, traj.config["rtol"]), 1e-3)
     bound = max(1e-2, share * (traj.s[-1] - traj.s[0]))
     row = name.replace("_", " ")
     return near(row, np.max(np.abs(traj[name])), 0.0, bound, _SOURCE)
@@ -60,10 +62,12 @@ def _largest(traj, name, share):
 def _step_by_step(traj):
     """The corrections between neighbouring saved points, over what steps may have.
 
-    A step over ds is accepted only with a correction of at most `3 * rtol * max(1, ds)`
-    and rounding. What is saved inside a step has the corrections before it, so that the
-    steps between two saved points lie between the second and the one before the step
-    in which the first was saved.
+    A step over ds is accepted only with a correction of at most `3 * rtol` times the
+    larger of 1 and sqrt(s ds), and rounding. Those of m steps over D by the integrated
+    clock add up to at most 3 rtol (m + sqrt(m s D)), and D is larger than by the
+    measured one by no more than they are. What is saved inside a step has the
+    corrections before it, so that the steps between two saved points lie between the
+    second and the one before the step in which the first was saved.
     """
     rtol = traj.config["rtol"]
     if not {"clock_correction", "steps"} <= set(traj) or len(traj.s) < 2 or rtol > 0.1:
@@ -72,7 +76,11 @@ def _step_by_step(traj):
     before = np.searchsorted(steps, steps, side="left") - 1
     begin = s[np.maximum(before, 0)]
     count = np.diff(steps)
-    allowed = 3 * rtol * (count + 1.5 * np.maximum(s[1:] - begin[:-1], 0))
+    once = 3 * rtol
+    # With c the sum of the second kind, c^2 = a (D + c).
+    a = once**2 * count * np.abs(s[1:])
+    length = np.maximum(s[1:] - begin[:-1], 0) + once * count
+    allowed = once * count + (a + np.sqrt(a**2 + 4 * a * length)) / 2
     allowed += 100 * eps_of(traj) * (1 + count) * (1 + np.abs(s[1:]))
     share = np.max(np.abs(np.diff(traj["clock_correction"])) / allowed)
     source = "what an accepted step may be off by"

@@ -66,8 +66,9 @@ def integrate(
     - `rtol`, `atol`: a step is accepted if the norm of its estimated error is at most
         `atol + rtol * rho` over the parameters as a whole (`atol` is 0 by default), and
         if the measured change of $s$ differs from the integrated one by at most
-        `3 * rtol` times the larger of 1 and the step in $s$ (and the estimated error of
-        $\ln t$ is at most ten times that). The second is an error of the margins that
+        `3 * rtol` times the larger of 1 and $\sqrt{s\,\Delta s}$, with $\Delta s$ the
+        step in $s$ (and the estimated error of $\ln t$ is at most `30 * rtol` times the
+        larger of 1 and $\Delta s$). The second is an error of the margins that
         carry weight. Where it was measured, from s = 10 on, normalised
         margins that carry weight (relative to the least), alignment and $J$ (relative)
         were within `10 * rtol` (`tests/test_tolerance.py`).

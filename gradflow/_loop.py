@@ -215,8 +215,13 @@ def _scaled_error(settings, carry, y1, s1, error, usable) -> Float[Array, ""]:
     The largest of three: the solver's estimate over the parameters as a whole; the
     error of the clock, which is measured rather than estimated: by how much the change
     of $\ln(n/L)$ and the integrated one differ, an error of the margins that carry
-    weight, which may be `3 * rtol` times the larger of 1 and the step in $s$; and the
-    solver's estimate for $\ln t$, which may be ten times that.
+    weight, which may be `3 * rtol` times the larger of 1 and the geometric mean of $s$
+    and the step in $s$; and the solver's estimate for $\ln t$, which may be `30 * rtol`
+    times the larger of 1 and that step.
+
+    That mean lies between what would bound all corrections together by `3 * rtol * s`
+    (the step) and what the first criterion means for margins ($s$). By the step alone,
+    late steps had a fiftieth of the error allowed in the parameters.
     """
     theta0, theta1 = carry.y[0], y1[0]
     size = jnp.maximum(jnp.linalg.norm(theta0), jnp.linalg.norm(theta1))
@@ -225,6 +230,7 @@ def _scaled_error(settings, carry, y1, s1, error, usable) -> Float[Array, ""]:
     scaled = jnp.linalg.norm(error[0]) / jnp.maximum(tolerance, tiny)
     ds = y1[1][0] - carry.y[1][0]
     length = jnp.maximum(1, jnp.abs(ds))
+    reach = jnp.maximum(1, jnp.sqrt(jnp.abs(ds)) * jnp.sqrt(jnp.abs(s1)))
     drift = jnp.abs((s1 - carry.s) - ds)
     # Of a forward pass; in float64 far below any tolerance.
     rounding = 64 * settings.flow.problem.rounding * jnp.abs(s1)
@@ -233,7 +239,7 @@ def _scaled_error(settings, carry, y1, s1, error, usable) -> Float[Array, ""]:
     time = jnp.abs(y1[1][1]) + jnp.abs(change) / jnp.maximum(jnp.abs(ds), tiny)
     off = jnp.abs(error[1][1]) / jnp.maximum(time, tiny)
     for found in (
-        drift / (3 * settings.rtol * length + rounding),
+        drift / (3 * settings.rtol * reach + rounding),
         off / ((30 * settings.rtol + rounding) * length),
     ):
         scaled = jnp.maximum(scaled, found)

@@ -54,9 +54,9 @@ def test_digits_reach_1e_800_within_their_work():
     model = gf.models.MLP(
         (65, 64, 32, 1), gf.models.SmoothReLU(1e-2), key=jax.random.key(0)
     )
-    traj = gf.integrate(gf.Problem(model, x, y), to=1842.0, saveat=20)
-    stats = traj.stats
-    assert stats["gradient_evaluations"] + 2 * stats["jacobian_products"] <= 6_000
+    problem = gf.Problem(model, x, y)
+    traj = gf.integrate(problem, to=1842.0, rtol=3e-5, saveat=20, neglect=2.2e-16)
+    assert traj.stats["passes"] <= 5_000
     assert np.max(np.abs(traj["clock_drift"])) <= 1e-2
-    assert np.max(np.abs(traj["clock_correction"])) <= 0.2
+    assert np.max(np.abs(traj["clock_correction"])) <= 0.3
     assert traj.certificate().passed
