@@ -62,6 +62,7 @@ def main() -> None:
     for start, solver, rtol in (
         (problem, deflated, 1e-3),
         (problem, deflated, 1e-4),
+        (problem, deflated, 4e-5),
         (problem, deflated, 1e-5),
         (problem, plain, 1e-3),
         (problem, plain, 1e-4),
