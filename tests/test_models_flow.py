@@ -392,8 +392,8 @@ def test_flow_of_a_float32_network_with_float64_margins_and_state():
     assert mixed.theta.dtype == jnp.float64
     certificate = mixed.certificate()
     assert certificate.passed, str(certificate)
-    # It speaks of float32: at s = 1000 margins are rounded to 1.2e-4, and the end of the
-    # flow is found to a few of that.
+    # It speaks of float32: at s = 1000 margins are rounded to 1.2e-4, and the end of
+    # the flow is found to a few of that.
     rounding = float(np.finfo(np.float32).eps)
     np.testing.assert_allclose(mixed.s[-1], 1000.0, rtol=64 * rounding)
     np.testing.assert_allclose(
