@@ -39,6 +39,14 @@ class AbstractLoss(eqx.Module):
     def inverse(self, log_risk: Float[Array, "..."]) -> Float[Array, "..."]:
         r"""The smoothed margin $\alpha = \ell^{-1}(e^{\text{log\_risk}})$."""
 
+    def factors(
+        self, p: Float[Array, "..."]
+    ) -> tuple[Float[Array, "..."] | float, Float[Array, "..."]]:
+        r"""Two parts of the loss, $\ell(p) = a\,e^b$, elementwise, where $a$ neither
+        overflows nor becomes small: a sum of losses then takes no logarithm of each. A
+        loss that inherits this and changes `log_loss` has to change both."""
+        return 1.0, self.log_loss(p)
+
     def margin(
         self, output: Float[Array, "..."], label: Float[Array, ""] | Integer[Array, ""]
     ) -> Float[Array, ""]:
@@ -80,7 +88,7 @@ def _log_total(p, loss, log_weights):
 
 @_log_total.def_jvp
 def _(primals, tangents):
-    return _log_total(*primals), -jnp.sum(_pull(*primals) * tangents[0])
+    return _log_total(*primals), -_dot(_pull(*primals), tangents[0])
 
 
 @eqx.filter_custom_jvp
@@ -96,7 +104,12 @@ def _(primals, tangents):
     _, shares = _total_and_shares(p, loss, log_weights)
     slope, bend = jax.jvp(lambda p: _slope(loss, p), (p,), (jnp.ones_like(p),))
     pull = shares * slope
-    return pull, shares * (bend - slope**2) * dp + pull * jnp.sum(pull * dp)
+    return pull, shares * (bend - slope**2) * dp + pull * _dot(pull, dp)
+
+
+def _dot(a, b):
+    # For a Jacobian's columns a product of matrices, several times as fast as sums.
+    return jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def _slope(loss, p):
@@ -105,11 +118,12 @@ def _slope(loss, p):
 
 
 def _total_and_shares(p, loss, log_weights):
-    a = loss.log_loss(p) + log_weights
-    largest = jnp.max(a)
-    shares = jnp.exp(a - largest)
-    total = jnp.sum(shares)
-    return largest + jnp.log(total), shares / total
+    factor, exponent = loss.factors(p)
+    exponent = exponent + log_weights
+    largest = jnp.max(exponent)
+    losses = factor * jnp.exp(exponent - largest)
+    total = jnp.sum(losses)
+    return largest + jnp.log(total), losses / total
 
 
 def binary_labels(y: Array, output_shape: tuple[int, ...], name: str, dtype) -> Array:
@@ -175,10 +189,15 @@ def _softplus_neg(p):
     return e, softplus, jnp.where(p > 0, rest, 1 - e * softplus)
 
 
+def _softplus_neg_factors(p):
+    # ln(1 + e^-p); for p > 0 as e^-p ln(1 + e)/e with e = e^-p.
+    return _softplus_neg(p)[1], jnp.where(p > 0, -p, 0)
+
+
 @jax.custom_jvp
 def _log_softplus_neg(p):
-    # ln ln(1 + e^-p); for p > 0 as -p + ln(ln(1 + e)/e) with e = e^-p.
-    return jnp.log(_softplus_neg(p)[1]) - jnp.where(p > 0, p, 0)
+    factor, exponent = _softplus_neg_factors(p)
+    return jnp.log(factor) + exponent
 
 
 @jax.custom_jvp
@@ -227,6 +246,9 @@ class Logistic(AbstractLoss):
     def log_loss(self, p):
         return _log_softplus_neg(p)
 
+    def factors(self, p):
+        return _softplus_neg_factors(p)
+
     def log_slope(self, p):
         return _logistic_log_slope(p)
 
@@ -247,6 +269,9 @@ class CrossEntropy(AbstractLoss):
 
     def log_loss(self, p):
         return _log_softplus_neg(p)
+
+    def factors(self, p):
+        return _softplus_neg_factors(p)
 
     def log_slope(self, p):
         return _logistic_log_slope(p)

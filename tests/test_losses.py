@@ -161,6 +161,17 @@ def test_rules_of_the_total_against_plain_differentiation(loss):
     )
 
 
+@pytest.mark.parametrize(
+    "loss", [gf.Exponential(), gf.Logistic(), gf.CrossEntropy(), gf.Squared()]
+)
+def test_factors_are_those_of_the_loss(loss):
+    p = jnp.concatenate([-jnp.logspace(-9, 3, 50), jnp.zeros(1), jnp.logspace(-9, 6)])
+    factor, exponent = loss.factors(p)
+    found = np.log(factor) + exponent
+    np.testing.assert_allclose(found, loss.log_loss(p), rtol=1e-15, atol=1e-15)
+    assert np.all((np.asarray(factor) > 0.5) & (np.asarray(factor) < 2e3))
+
+
 def test_the_flow_follows_the_loss_whatever_its_slope_says():
     class Odd(gf.Exponential):
         def log_slope(self, p):
