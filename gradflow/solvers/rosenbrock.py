@@ -241,20 +241,22 @@ def _stages(field, t0, t1, y, h) -> Float[Array, "8 k"]:
     factors = lu_factor(identity / (_GAMMA * h) - jacobian)
     # h df/dt, exact; zero work where the field does not depend on time.
     _, time_slope = jax.jvp(lambda t: field(t, y), (t0,), (length,))
-    a, c = (jnp.asarray(m, y.dtype) for m in (_stage_matrix(), _square(_C)))
+    # What a stage adds to y and to its slope, in one product.
+    weights = jnp.asarray(np.stack([_stage_matrix(), _square(_C)], axis=1), y.dtype)
     d = jnp.asarray(_D, y.dtype)
     nodes = jnp.asarray(_NODES, length.dtype)
 
-    def solved(i, slope, k):
-        change = slope + d[i] * time_slope + _combine(c[i], k) / h
-        return k.at[i].set(lu_solve(factors, change))
+    def solved(i, slope, added):
+        return lu_solve(factors, slope + d[i] * time_slope + added / h)
 
     def stage(i, k):
-        slope = field(t0 + nodes[i] * length, y + _combine(a[i], k))
-        return solved(i, slope, k)
+        moved, added = _combine(weights[i], k)
+        slope = field(t0 + nodes[i] * length, y + moved)
+        # Unlike `at`, this does not check the index.
+        return jax.lax.dynamic_update_index_in_dim(k, solved(i, slope, added), i, 0)
 
     # The first stage's slope came with the Jacobian.
-    first = solved(0, slope, jnp.zeros((8, y.size), y.dtype))
+    first = jnp.zeros((8, y.size), y.dtype).at[0].set(solved(0, slope, 0 * y))
     return jax.lax.fori_loop(1, 8, stage, first)
 
 
