@@ -62,10 +62,10 @@ class Layout(eqx.Module):
 
     def split(self, theta: Num[Array, " k"]) -> list[Array]:
         """The arrays inside `theta`, in order."""
-        return [
-            jax.lax.slice_in_dim(theta, start, start + math.prod(shape)).reshape(shape)
-            for start, shape in zip(self.offsets, self.shapes)
-        ]
+        # Not slices: a gradient then joins its parts, instead of adding up as many
+        # vectors of full length.
+        parts = jax.lax.split(theta, [math.prod(shape) for shape in self.shapes])
+        return [part.reshape(shape) for part, shape in zip(parts, self.shapes)]
 
     def unravel(self, theta: Float[Array, " k"]) -> PyTree:
         """The tree of parameters inside `theta`, each in the dtype it came with."""
