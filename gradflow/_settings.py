@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._compile import shapes
 from ._problem import Problem
 from ._state import error_order
 from .diagnostics.common import all_outputs, coupled
@@ -185,7 +186,7 @@ def describe(settings, to, rtol, atol, s0) -> dict[str, Any]:
 
 
 def _classes(problem) -> int:
-    shape = eqx.filter_eval_shape(problem.outputs, problem.theta).shape
+    shape = shapes(Problem.outputs, problem, problem.theta).shape
     return 2 if len(shape) == 1 or shape[1] == 1 else shape[1]
 
 
