@@ -236,12 +236,8 @@ def _inverse_logistic(log_risk):
     return jnp.where(log_risk > 0, large, small)
 
 
-class Logistic(AbstractLoss):
-    r"""$\ell(p) = \ln(1 + e^{-p})$. Source: Ji and Telgarsky, Section 2.
-
-    The smoothed margin is $\ell^{-1}(L) = -\ln(e^L - 1)$; it is $-\infty$ once the
-    risk itself overflows (log risk above 709 in float64, 88 in float32).
-    """
+class _OfLogistic(AbstractLoss):
+    # ln(1 + e^-p) of whatever margin enters the loss.
 
     def log_loss(self, p):
         return _log_softplus_neg(p)
@@ -256,7 +252,15 @@ class Logistic(AbstractLoss):
         return _inverse_logistic(log_risk)
 
 
-class CrossEntropy(AbstractLoss):
+class Logistic(_OfLogistic):
+    r"""$\ell(p) = \ln(1 + e^{-p})$. Source: Ji and Telgarsky, Section 2.
+
+    The smoothed margin is $\ell^{-1}(L) = -\ln(e^L - 1)$; it is $-\infty$ once the
+    risk itself overflows (log risk above 709 in float64, 88 in float32).
+    """
+
+
+class CrossEntropy(_OfLogistic):
     r"""Softmax cross-entropy for integer labels, as the logistic loss of a soft margin.
 
     With $s_j = \Phi_y - \Phi_j$ the soft margin is
@@ -266,18 +270,6 @@ class CrossEntropy(AbstractLoss):
 
     **Source:** Lyu and Li, Appendix G.
     """
-
-    def log_loss(self, p):
-        return _log_softplus_neg(p)
-
-    def factors(self, p):
-        return _softplus_neg_factors(p)
-
-    def log_slope(self, p):
-        return _logistic_log_slope(p)
-
-    def inverse(self, log_risk):
-        return _inverse_logistic(log_risk)
 
     def margin(self, output, label):
         others = jnp.arange(output.shape[0], dtype=label.dtype) != label

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from .._compile import shapes
 from .deflated import DeflatedRKC2
 from .dual import DualRodas5P
 from .rosenbrock import Rodas5P
@@ -37,7 +38,7 @@ def choose(
 
 
 def _linear_and_smaller(problem, limit: int) -> bool:
-    shape = eqx.filter_eval_shape(problem.outputs, problem.theta).shape
+    shape = shapes(type(problem).outputs, problem, problem.theta).shape
     if math.prod(shape) > min(limit, problem.k - 1) or problem.degree not in (1, None):
         return False
     return bool(_linear(problem))

@@ -256,7 +256,8 @@ def _stages(field, t0, t1, y, h) -> Float[Array, "8 k"]:
         return jax.lax.dynamic_update_index_in_dim(k, solved(i, slope, added), i, 0)
 
     # The first stage's slope came with the Jacobian.
-    first = jnp.zeros((8, y.size), y.dtype).at[0].set(solved(0, slope, 0 * y))
+    first = jnp.zeros((8, y.size), y.dtype)
+    first = first.at[0].set(solved(0, slope, jnp.zeros_like(y)))
     return jax.lax.fori_loop(1, 8, stage, first)
 
 
