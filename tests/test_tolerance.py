@@ -17,7 +17,7 @@ def _deep_linear():
 
 
 def _squared_relu():
-    model = gf.models.TwoLayer(3, 40, key=jax.random.key(0), scale=0.1)
+    model = gf.models.TwoLayer(3, 16, key=jax.random.key(0), scale=0.1)
     return gf.Problem(model, *gf.datasets.plane(60))
 
 
