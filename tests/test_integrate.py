@@ -334,7 +334,7 @@ def test_float32_reaches_far_and_agrees():
 def test_plain_relu_that_chatters_is_named_with_the_remedy(solver):
     x, y = gf.datasets.iris("versicolor")
     model = gf.models.TwoLayer(
-        5, 20, gf.models.ReLU(), key=jax.random.key(0), train_outer=True
+        5, 10, gf.models.ReLU(), key=jax.random.key(0), train_outer=True
     )
     with pytest.raises(gf.FlowError, match="chattering: .* smoothed") as caught:
         gf.integrate(gf.Problem(model, x, y), to=100.0, solver=solver)
