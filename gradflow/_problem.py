@@ -48,6 +48,7 @@ class Problem(eqx.Module):
     - `one_class`: allow labels that are all the same, usually a mistake.
 
     **Attributes:** `theta` (initial parameters), `x`, `y`, `loss`, `degree`,
+    `output_shape` (of the output for one example),
     `layout` (names, shapes and offsets of the trained arrays), `layers` (for each layer
     the numbers of its arrays), `layer_degrees` $(k_1, \dots, k_m)$ (degree in each
     layer alone; they sum to `degree`). A model that is not homogeneous has one layer
@@ -65,6 +66,7 @@ class Problem(eqx.Module):
     y: Array
     loss: AbstractLoss
     layout: Layout
+    output_shape: tuple[int, ...] = eqx.field(static=True)
     degree: float | None = eqx.field(static=True)
     layers: tuple[tuple[int, ...], ...] = eqx.field(static=True)
     layer_degrees: tuple[float | None, ...] = eqx.field(static=True)
@@ -96,9 +98,10 @@ class Problem(eqx.Module):
                 f"`model` has {int(jnp.sum(~jnp.isfinite(self.theta)))} parameters "
                 "that are NaN or infinite; check its initialisation."
             )
-        output = _output_shape(model, x)
+        self.output_shape = _output_shape(model, x)
         if loss is None:
-            loss = Logistic() if output in ((), (1,)) else CrossEntropy()
+            one = self.output_shape in ((), (1,))
+            loss = Logistic() if one else CrossEntropy()
         if not isinstance(loss, AbstractLoss):
             raise ValueError(
                 f"`loss` must be a gradflow loss such as `gf.Logistic()`; got {loss!r}."
@@ -113,7 +116,7 @@ class Problem(eqx.Module):
             )
         self.loss = loss
         self.x = x
-        self.y = loss.labels(y, output, self.theta.dtype)
+        self.y = loss.labels(y, self.output_shape, self.theta.dtype)
         self.batch_size = None if batch_size is None else min(batch_size, len(x))
         if homogeneous:
             probe = Probe.of(self._outputs_of, self.theta, x, self.rounding)

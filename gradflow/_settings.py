@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._compile import shapes
 from ._problem import Problem
 from ._state import error_order
 from .diagnostics.common import all_outputs, coupled
@@ -186,8 +185,8 @@ def describe(settings, to, rtol, atol, s0) -> dict[str, Any]:
 
 
 def _classes(problem) -> int:
-    shape = shapes(Problem.outputs, problem, problem.theta).shape
-    return 2 if len(shape) == 1 or shape[1] == 1 else shape[1]
+    shape = problem.output_shape
+    return 2 if shape[:1] in ((), (1,)) else shape[0]
 
 
 def _text(module) -> str:

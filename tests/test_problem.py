@@ -187,6 +187,7 @@ def test_several_classes():
     problem = gf.Problem(_network(widths=(3, 4, 3)), x, classes)
     assert isinstance(problem.loss, gf.CrossEntropy)
     out = np.asarray(problem.outputs(problem.theta))
+    assert problem.output_shape == out.shape[1:]
     naive = [
         out[i, c] - max(out[i, j] for j in range(3) if j != c)
         for i, c in enumerate(np.asarray(classes))

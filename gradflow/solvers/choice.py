@@ -7,7 +7,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._compile import shapes
 from .deflated import DeflatedRKC2
 from .dual import DualRodas5P
 from .rosenbrock import Rodas5P
@@ -38,8 +37,8 @@ def choose(
 
 
 def _linear_and_smaller(problem, limit: int) -> bool:
-    shape = shapes(type(problem).outputs, problem, problem.theta).shape
-    if math.prod(shape) > min(limit, problem.k - 1) or problem.degree not in (1, None):
+    outputs = problem.n * math.prod(problem.output_shape)
+    if outputs > min(limit, problem.k - 1) or problem.degree not in (1, None):
         return False
     return bool(_linear(problem))
 
