@@ -21,9 +21,16 @@ def start_of(problem) -> float:
     return float(jnp.log(problem.n) - problem.log_risk(problem.theta))
 
 
+# Compiled once for all runs of a problem.
+@jax.jit
 def _rate(problem, theta):
     _, direction = problem.log_risk_and_direction(theta)
     return direction / jnp.vdot(direction, direction)
+
+
+@jax.jit
+def _jacobian(problem, theta):
+    return jax.jacfwd(_rate, argnums=1)(problem, theta)
 
 
 def _atol(problem, rtol: float) -> float:
@@ -42,22 +49,20 @@ def scipy(
 ) -> dict[str, Any]:
     """A stiff solver of SciPy, with the exact jitted Jacobian; `steps` is filled with
     the parameters after each step."""
-    rate = jax.jit(_rate)
     began = time.perf_counter()
-    jacobian = jax.jit(lambda p, t: jax.jacfwd(lambda t: rate(p, t))(t))
     jax.block_until_ready(
-        (rate(problem, problem.theta), jacobian(problem, problem.theta))
+        (_rate(problem, problem.theta), _jacobian(problem, problem.theta))
     )
     compiled = time.perf_counter() - began
     began = time.perf_counter()
     solver = SCIPY[name](
-        lambda s, t: np.asarray(rate(problem, t)),
+        lambda s, t: np.asarray(_rate(problem, t)),
         start_of(problem),
         np.asarray(problem.theta),
         to,
         rtol=rtol,
         atol=_atol(problem, rtol),
-        jac=lambda s, t: np.asarray(jacobian(problem, t)),
+        jac=lambda s, t: np.asarray(_jacobian(problem, t)),
     )
     while solver.status == "running" and time.perf_counter() - began < budget:
         solver.step()
@@ -119,9 +124,8 @@ def torchdiffeq(problem, to: float, budget: float, rtol: float) -> dict[str, Any
     import torch
     from torchdiffeq import odeint
 
-    rate = jax.jit(_rate)
     began = time.perf_counter()
-    jax.block_until_ready(rate(problem, problem.theta))
+    jax.block_until_ready(_rate(problem, problem.theta))
     compiled = time.perf_counter() - began
     began, last = time.perf_counter(), [np.asarray(problem.theta), 0]
 
@@ -129,7 +133,7 @@ def torchdiffeq(problem, to: float, budget: float, rtol: float) -> dict[str, Any
         last[1] += 1
         if time.perf_counter() - began > budget:
             raise TimeoutError
-        return torch.from_numpy(np.array(rate(problem, theta.numpy())))
+        return torch.from_numpy(np.array(_rate(problem, theta.numpy())))
 
     def accepted(s, theta, step):
         last[0] = theta.numpy()
