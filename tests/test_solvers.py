@@ -251,6 +251,40 @@ def test_deflated_stages_need_the_rest_of_the_spectrum_only():
     assert 0.5 < np.abs(error).max() / gap.max() < 5
 
 
+@pytest.mark.parametrize(("dtype", "least"), [("float64", 1.25), ("float32", 2.0)])
+def test_deflated_stages_keep_less_safety_while_steps_are_accepted(dtype, least):
+    rates = jnp.asarray([1e5, 1e3, 9e2, 1.0], dtype)
+    solver, h = gf.solvers.DeflatedRKC2(rank=2), jnp.asarray(1.0, dtype)
+    term = diffrax.ODETerm(lambda t, y, args: -rates * y)
+
+    @jax.jit
+    def step(y, state):
+        return solver.step(term, 0 * h, h, y, None, state, False)
+
+    def stages(before, after):
+        after, before = solver.counts(after), solver.counts(before)
+        return int(after["gradient_evaluations"] - before["gradient_evaluations"])
+
+    def expected(safety):
+        # The bound on the rest is the value of the last direction that is not of it.
+        return 2 + np.ceil(np.sqrt(1 + 1.54 * safety * 1e3))
+
+    y = jnp.ones(4, dtype)
+    state = solver.init(term, 0 * h, h, y, None)
+    taken = []
+    for _ in range(25):
+        y, _, _, new, _ = step(y, state)
+        taken.append(stages(state, new))
+        before, state = state, new
+    assert abs(taken[0] - expected(2.0)) <= 1
+    assert abs(taken[-1] - expected(least)) <= 1
+    assert np.all(np.diff(taken) <= 1)
+    tried = solver.rejected(before, new)
+    again = stages(tried, step(y, tried)[3])
+    # Of the bound half as much more, and of the safety two fifths, up to 2.
+    assert abs(again - expected(1.5 * min(2.0, 1.4 * least))) <= 1
+
+
 def test_deflation_acts_on_the_largest_array():
     # A quadrature beside the state, in the middle of the PyTree.
     def field(t, y, args):
