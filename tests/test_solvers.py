@@ -271,15 +271,15 @@ def test_deflated_stages_keep_less_safety_while_steps_are_accepted(dtype, least)
 
     y = jnp.ones(4, dtype)
     state = solver.init(term, 0 * h, h, y, None)
-    taken = []
+    before, taken = state, []
     for _ in range(25):
-        y, _, _, new, _ = step(y, state)
-        taken.append(stages(state, new))
-        before, state = state, new
+        before = state
+        y, _, _, state, _ = step(y, before)
+        taken.append(stages(before, state))
     assert abs(taken[0] - expected(2.0)) <= 1
     assert abs(taken[-1] - expected(least)) <= 1
     assert np.all(np.diff(taken) <= 1)
-    tried = solver.rejected(before, new)
+    tried = solver.rejected(before, state)
     again = stages(tried, step(y, tried)[3])
     # Of the bound half as much more, and of the safety two fifths, up to 2.
     assert abs(again - expected(1.5 * min(2.0, 1.4 * least))) <= 1
