@@ -300,6 +300,40 @@ def test_deflation_acts_on_the_largest_array():
         gf.solvers.DeflatedRKC2(rank=0)
 
 
+def test_deflated_stages_are_stable_for_the_other_arrays():
+    # A slow state whose stiff quadrature relaxes to a function of it.
+    def field(t, y, args):
+        slow = -jnp.arange(1.0, 9.0) / 10 * y["slow"]
+        return {"fast": -1e4 * (y["fast"] - jnp.sin(y["slow"][0])), "slow": slow}
+
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(field),
+        gf.solvers.DeflatedRKC2(rank=2),
+        0.0,
+        10.0,
+        1e-5,
+        {"fast": jnp.ones(1), "slow": jnp.ones(8)},
+        stepsize_controller=diffrax.PIDController(1e-4, 1e-4),
+    )
+    assert solution.ys is not None
+    # Without regard to the fast array every step is limited to about 1e-4.
+    assert solution.stats["num_steps"] < 200
+    np.testing.assert_allclose(
+        solution.ys["fast"][0], np.sin(np.exp(-1.0)), rtol=0, atol=2e-3
+    )
+
+
+def test_the_clock_does_not_limit_late_deflated_steps():
+    """The equation of t relaxes as s grows, and the network may be less stiff."""
+    x, y = separable(n=20, d=4)
+    model = gf.models.MLP((4, 8, 1), gf.models.SmoothReLU(0.1), key=jax.random.key(0))
+    traj = gf.integrate(
+        gf.Problem(model, x, y), to=2e4, saveat=2, solver=gf.solvers.DeflatedRKC2()
+    )
+    assert traj.stats["deflated_radius"] < 0.5
+    assert traj.stats["steps"] < 400
+
+
 def test_zero_jacobian():
     # Nothing for the power iteration to find; the solution is exact.
     for solver in SOLVERS:

@@ -7,6 +7,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from .chebyshev import (
@@ -18,6 +19,7 @@ from .chebyshev import (
 )
 from .common import Counts, flatten, interpolation_info
 from .low_rank import LowRankJacobian
+from .spectral import SpectralRadius
 
 # Stages suffice for so many times the bound on the rest, at most and at least: an
 # accepted step takes off a little, a rejected one adds more. In float32 it is always
@@ -33,6 +35,7 @@ class DeflatedState(eqx.Module):
 
     slope: Float[Array, " k"]
     jacobian: LowRankJacobian
+    others: SpectralRadius
     counts: Counts
     # Length of the last step, or infinite if it needed more than `max_stages`.
     length: Float[Array, ""]
@@ -60,10 +63,14 @@ class DeflatedRKC2(AbstractChebyshev):
     vector field is integrated, whatever $V$ and $\Lambda$ are: these influence
     stability and the error constant only. The order is 2.
 
+    The directions lie in the largest array of the state (for a flow the parameters).
+    Other arrays (quadratures) have a spectral radius of their own, which a product with
+    the Jacobian in these arrays alone follows; $\varrho$ is at least that.
+
     **Arguments:**
 
-    - `rank`: how many directions, acting on the largest array of the state (for a flow
-        the parameters). They take `rank` times its memory.
+    - `rank`: how many directions. They take `rank` times the memory of the largest
+        array.
     - `max_stages`: as in `RKC2`.
 
     **Source:** the stages of Sommeijer, Shampine and Verwer, J. Comput. Appl. Math. 88,
@@ -84,17 +91,21 @@ class DeflatedRKC2(AbstractChebyshev):
         field, y, _ = flatten(terms, y0, args)
         part = _largest(y0)
         slope, linear = jax.linearize(lambda y: field(t0, y), y)
+        outside = _outside(terms, t0, y0, args)
+
+        def updated(_, known):
+            jacobian, others = known
+            others = others.followed(outside(others.vector))
+            return jacobian.updated(_within(part, y, linear)), others
+
         jacobian = LowRankJacobian.start(part.stop - part.start, self.rank, y.dtype)
-        jacobian = jax.lax.fori_loop(
-            0,
-            _FIRST_UPDATES,
-            lambda _, jacobian: jacobian.updated(_within(part, y, linear)),
-            jacobian,
-        )
+        others = SpectralRadius.start(jnp.delete(slope, part))
+        known = (jacobian, others)
+        jacobian, others = jax.lax.fori_loop(0, _FIRST_UPDATES, updated, known)
         products = _FIRST_UPDATES * jacobian.probes
         counts = Counts.zero().add(evaluations=1, products=products)
         length, safety = (jnp.asarray(value, y.dtype) for value in (0, _SAFETY))
-        return DeflatedState(slope, jacobian, counts, length, safety)
+        return DeflatedState(slope, jacobian, others, counts, length, safety)
 
     def step(
         self, terms, t0, t1, y0, args, solver_state: DeflatedState, made_jump
@@ -105,9 +116,10 @@ class DeflatedRKC2(AbstractChebyshev):
         slope0 = jax.lax.cond(
             made_jump, lambda: field(t0, y), lambda: solver_state.slope
         )
-        jacobian = solver_state.jacobian
+        jacobian, others = solver_state.jacobian, solver_state.others
         stiff = _Stiff(part, jacobian, h, slope0)
         rest = jnp.where(jacobian.symmetric, jacobian.bound, jacobian.radius)
+        rest = jnp.maximum(rest, others.bound)
         stages, possible = stages_for(h * solver_state.safety * rest, self.max_stages)
         table = chebyshev_coefficients(stages, self.max_stages, y.dtype)
         length = jnp.asarray(t1 - t0)
@@ -156,6 +168,7 @@ class DeflatedRKC2(AbstractChebyshev):
         state = DeflatedState(
             slope1,
             jacobian.updated(_within(part, y, linear)),
+            others.followed(_outside(terms, t1, tree1, args)(others.vector)),
             counts,
             jnp.where(possible, h, jnp.inf),
             _less(solver_state.safety),
@@ -169,9 +182,16 @@ class DeflatedRKC2(AbstractChebyshev):
         Diffrax goes on with `before`, which is also correct, but forgets the work and
         does not doubt the bound.
         """
-        jacobian = before.jacobian.doubted(after.length)
-        safety = jnp.minimum(_SAFETY, _REJECTED * before.safety)
-        return DeflatedState(before.slope, jacobian, after.counts, after.length, safety)
+        more = jnp.minimum(_SAFETY, _REJECTED * before.safety)
+        return DeflatedState(
+            before.slope,
+            before.jacobian.doubted(after.length),
+            before.others,
+            after.counts,
+            after.length,
+            # A step of too many stages was not tried and says nothing.
+            jnp.where(jnp.isfinite(after.length), more, before.safety),
+        )
 
     def counts(self, solver_state: DeflatedState) -> dict[str, Any]:
         """Work done so far: `gradient_evaluations`, `jacobian_products`,
@@ -236,10 +256,15 @@ def _less(safety: Float[Array, ""]) -> Float[Array, ""]:
     return jnp.maximum(_SAFETY if single else _LEAST_SAFETY, _ACCEPTED * safety)
 
 
+def _number_of_largest(y0: PyTree) -> int:
+    sizes = [leaf.size for leaf in jax.tree.leaves(y0)]
+    return sizes.index(max(sizes))
+
+
 def _largest(y0: PyTree) -> slice:
     """Where the largest array of the state lies in the flat state."""
+    number = _number_of_largest(y0)
     sizes = [leaf.size for leaf in jax.tree.leaves(y0)]
-    number = sizes.index(max(sizes))
     start = sum(sizes[:number])
     return slice(start, start + sizes[number])
 
@@ -247,6 +272,29 @@ def _largest(y0: PyTree) -> slice:
 def _within(part: slice, y: Float[Array, " k"], linear: Callable) -> Callable:
     """A linear map of the flat state, restricted to a part of it."""
     return lambda v: linear(jnp.zeros_like(y).at[part].set(v))[part]
+
+
+def _outside(terms, t, y: PyTree, args) -> Callable:
+    """The Jacobian in all arrays but the largest, as a linear map of them, flat.
+
+    The largest stays what it is: no derivative passes through it, and of the slope at
+    `y`, which a step needs anyhow, the compiler keeps one copy.
+    """
+    number = _number_of_largest(y)
+    leaves, structure = jax.tree.flatten(y)
+    largest = leaves.pop(number)
+    if not leaves:
+        return lambda nothing: nothing
+    flat, unravel = ravel_pytree(leaves)
+
+    def field(flat):
+        others = unravel(flat)
+        others.insert(number, largest)
+        slopes = jax.tree.leaves(terms.vf(t, structure.unflatten(others), args))
+        del slopes[number]
+        return ravel_pytree(slopes)[0]
+
+    return jax.linearize(field, flat)[1]
 
 
 def _phi1(x):
