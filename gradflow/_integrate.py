@@ -62,7 +62,7 @@ def integrate(
         `SmoothedMarginTime()` for degree 1 and a loss with an exponential tail, and
         `LogRiskTime()` otherwise.
     - `solver`: any Diffrax solver with an error estimate. `None` chooses by the size
-        of the problem, `to` and `rtol` (`gf.solvers.choose`).
+        of the problem and whether its model is linear (`gf.solvers.choose`).
     - `rtol`, `atol`: a step is accepted if the norm of its estimated error is at most
         `atol + rtol * rho` over the parameters as a whole (`atol` is 0 by default), and
         if the measured change of $s$ differs from the integrated one by at most
@@ -100,7 +100,7 @@ def integrate(
     """
     if not isinstance(problem, Problem):
         raise ValueError(f"`problem` must be a `gf.Problem`; got {type(problem)}.")
-    solver = checked_solver(solver, problem, to, rtol, atol)
+    solver = checked_solver(solver, problem, rtol, atol)
     s0 = float(eqx.filter_jit(measured_s)(problem, problem.theta))
     saves = checked_saves(saveat, s0, to)
     warn_about_precision(problem, to)

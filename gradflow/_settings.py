@@ -23,11 +23,7 @@ _WORTH, _FEW = 5e10, 4
 
 
 def checked_solver(
-    solver: Any,
-    problem: Problem,
-    to: float | int,
-    rtol: float | int,
-    atol: float | int | None,
+    solver: Any, problem: Problem, rtol: float | int, atol: float | int | None
 ) -> diffrax.AbstractSolver:
     """The solver to use, with tolerances where it solves equations inside a step."""
     if not (isinstance(rtol, float | int) and 0 < rtol <= 1):
@@ -35,7 +31,7 @@ def checked_solver(
     if atol is not None and not atol >= 0:
         raise ValueError(f"`atol` must not be negative; got {atol!r}.")
     if solver is None:
-        solver = choose(problem, to, rtol)
+        solver = choose(problem)
     if not isinstance(solver, diffrax.AbstractSolver):
         raise ValueError(
             f"`solver` must be a Diffrax solver such as `gf.solvers.Rodas5P()` or "

@@ -11,40 +11,37 @@ from .deflated import DeflatedRKC2
 from .dual import DualRodas5P
 from .rosenbrock import Rodas5P
 
-SMALL, LARGEST_DENSE = 128, 1500
+# Dimensions up to which a dense Jacobian pays.
+_DENSE, _DENSE_LINEAR = 128, 500
 # Examples on which a model's outputs are tested for being linear.
 _TESTED = 8
 
 
-def choose(
-    problem, to: float | int, rtol: float | int
-) -> diffrax.AbstractAdaptiveSolver:
-    """The solver for a problem, from here to log-risk time `to`, when the user names
-    none.
+def choose(problem) -> diffrax.AbstractAdaptiveSolver:
+    """The solver for a problem when the user names none.
 
-    `Rodas5P()`, with its dense Jacobian, up to 128 dimensions, and `DeflatedRKC2()`
-    above 1500. In between the Jacobian is what a step costs, and `DeflatedRKC2()` is
-    the cheaper while `to` is at most 1e4 and `rtol` at least 1e-6: further on its
-    stages are too many, which grow like the root of a step, and at a tighter tolerance
-    its steps. Dimensions are the parameters, or, for a model that is linear in them,
-    the outputs (examples times classes) where these are fewer: then `DualRodas5P()`.
+    `Rodas5P()`, with its dense Jacobian, up to 128 parameters, and `DeflatedRKC2()`
+    above: there the Jacobian is what a step costs, and on networks `Rodas5P` takes
+    hardly fewer steps.
+
+    For a model that is linear in its parameters a dense Jacobian pays up to 500
+    dimensions: these are the parameters, for `Rodas5P()`, or the outputs (examples
+    times classes) where they are fewer, for `DualRodas5P()`.
     """
-    far = to > 1e4 or rtol < 1e-6
-    limit = LARGEST_DENSE if far else SMALL
-    if problem.k <= limit:
-        return Rodas5P()
-    return DualRodas5P() if _linear_and_smaller(problem, limit) else DeflatedRKC2()
-
-
-def _linear_and_smaller(problem, limit: int) -> bool:
     outputs = problem.n * math.prod(problem.output_shape)
-    if outputs > min(limit, problem.k - 1) or problem.degree not in (1, None):
-        return False
-    return bool(_linear(problem))
+    if problem.k <= _DENSE:
+        return Rodas5P()
+    if min(problem.k, outputs) > _DENSE_LINEAR or not _linear(problem):
+        return DeflatedRKC2()
+    return Rodas5P() if problem.k <= outputs else DualRodas5P()
+
+
+def _linear(problem) -> bool:
+    return problem.degree in (1, None) and bool(_additive(problem))
 
 
 @eqx.filter_jit
-def _linear(problem):
+def _additive(problem):
     """Whether outputs change with two random moves by the sum of what each does."""
     theta = problem.theta
     size = 1 + jnp.sqrt(jnp.mean(theta**2))
