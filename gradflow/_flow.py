@@ -55,20 +55,26 @@ def arc_length(interpolant: diffrax.AbstractLocalInterpolation, t0, t1):
     error itself, without the factor.
     """
 
-    def at(i):
-        theta = interpolant.evaluate(t0 + (t1 - t0) * (i / 4))[0]
-        away, rho = _safe_norm(theta)
-        return away, theta / rho
+    at = jax.vmap(lambda x: interpolant.evaluate(t0 + (t1 - t0) * x)[0])
+    thetas = at(jnp.linspace(0, 1, 5, dtype=jnp.asarray(t0).dtype))
+    largest = jnp.max(jnp.abs(thetas))
+    thetas = thetas / jnp.where(largest > 0, largest, 1)
+    rho = jnp.linalg.norm(thetas, axis=-1)
+    away = rho > 0
+    points = thetas / jnp.where(away, rho, 1)[:, None]
 
-    def chord(a, b):
+    def chords(stride):
+        lengths = jnp.linalg.norm(
+            points[stride::stride] - points[:-stride:stride], axis=-1
+        )
         # A flow may start at zero, which has no direction.
-        return jnp.where(a[0] & b[0], jnp.linalg.norm(b[1] - a[1]), 0)
+        return jnp.sum(
+            jnp.where(away[stride::stride] & away[:-stride:stride], lengths, 0)
+        )
 
-    points = [at(i) for i in range(5)]
-    fine = sum(chord(points[i], points[i + 1]) for i in range(4))
-    coarse = chord(points[0], points[2]) + chord(points[2], points[4])
+    fine, coarse = chords(1), chords(2)
     # From zero on the coarse chords are missing a half and the fine ones a quarter.
-    return jnp.where(points[0][0], (4 * fine - coarse) / 3, fine)
+    return jnp.where(away[0], (4 * fine - coarse) / 3, fine)
 
 
 def with_path(y, interpolant, t0, t1):

@@ -162,7 +162,8 @@ def in_halves(stage: Callable, start: tuple, middle, stages) -> tuple[PyTree, Py
     """
 
     def half(pair, ends):
-        pair = jax.lax.fori_loop(*ends, stage, pair)
+        first, past = ends
+        pair = jax.lax.fori_loop(first, past, stage, pair)
         return pair, pair[0]
 
     ends = jnp.stack([jnp.full_like(stages, 2), middle + 1, stages + 1])
