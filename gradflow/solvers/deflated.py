@@ -36,7 +36,7 @@ class DeflatedState(eqx.Module):
 
     slope: Float[Array, " k"]
     jacobian: LowRankJacobian
-    others: SpectralRadius
+    others: SpectralRadius  # Of all arrays but the largest.
     counts: Counts
     # Length of the last step, or infinite if it needed more than `max_stages`.
     length: Float[Array, ""]
