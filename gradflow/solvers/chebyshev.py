@@ -154,23 +154,6 @@ def middle_of(stages: Int[Array, ""]) -> Int[Array, ""]:
     return jnp.round(jnp.sqrt((stages**2 + 1) / 2)).astype(stages.dtype)
 
 
-def in_halves(stage: Callable, start: tuple, middle, stages) -> tuple[PyTree, PyTree]:
-    """What the stages from 2 on lead to at the middle one and at the last.
-
-    `stage(j, (now, before))` is the pair after stage `j`. It is compiled once for both
-    halves.
-    """
-
-    def half(pair, ends):
-        first, past = ends
-        pair = jax.lax.fori_loop(first, past, stage, pair)
-        return pair, pair[0]
-
-    ends = jnp.stack([jnp.full_like(stages, 2), middle + 1, stages + 1])
-    _, found = jax.lax.scan(half, start, (ends[:-1], ends[1:]))
-    return tuple(jax.tree.map(lambda a, i=i: a[i], found) for i in range(2))
-
-
 class Coefficients(eqx.Module):
     # Of stages 0, 1, 2, ...; Section 2 of the paper. Entries past the last are unused.
     mu: Float[Array, " stages"]
@@ -240,5 +223,6 @@ def _chebyshev(
         return new, z
 
     start = (table.node[1] * h * slope0, jnp.zeros_like(y))
-    middle, end = in_halves(stage, start, middle_stage, stages)
-    return y + end, y + middle, table.node[middle_stage]
+    halfway = jax.lax.fori_loop(2, middle_stage + 1, stage, start)
+    end = jax.lax.fori_loop(middle_stage + 1, stages + 1, stage, halfway)
+    return y + end[0], y + halfway[0], table.node[middle_stage]

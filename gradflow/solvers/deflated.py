@@ -14,7 +14,6 @@ from .chebyshev import (
     AbstractChebyshev,
     chebyshev_coefficients,
     check_stages,
-    in_halves,
     middle_of,
     stages_for,
 )
@@ -145,7 +144,10 @@ class DeflatedRKC2(AbstractChebyshev):
         start = jax.tree.map(lambda f: first * f, stiff.slope0)
         start = stiff.replaced(start, first, jnp.zeros_like(start.c))
         start = (start, jax.tree.map(jnp.zeros_like, start))
-        middle, end = in_halves(stage, start, middle_stage, stages)
+        middle, before = jax.lax.fori_loop(2, middle_stage + 1, stage, start)
+        end, _ = jax.lax.fori_loop(
+            middle_stage + 1, stages + 1, stage, (middle, before)
+        )
         slope = stiff.split(h * field(t1, y + end.z))
         z = stiff.replaced(end, jnp.ones_like(h), stiff.drift(end, slope, 1)).z
 
