@@ -81,9 +81,9 @@ PROBLEMS = {
 
 
 def row(name: str, problem: gf.Problem, solver, to: float, rtol: float) -> dict:
-    options = {"saveat": [to], "diagnostics": (), "progress": False, "throw": False}
+    arguments = {"saveat": [to], "diagnostics": (), "progress": False, "throw": False}
     traj = gf.integrate(
-        problem, to, solver=solver, rtol=rtol, max_seconds=SECONDS, **options
+        problem, to, solver=solver, rtol=rtol, max_seconds=SECONDS, **arguments
     )
     found = {
         "problem": name,

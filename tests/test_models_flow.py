@@ -99,9 +99,9 @@ def test_an_example_that_loses_all_its_neurons_makes_the_flow_stationary():
 POOL, STEM = M.MaxPool(2, eps=0.1), M.MaxPool(3, 2, 1, eps=0.1)
 
 
-def vgg():
+def vgg(bias):
     widths, repeats = (2, 3, 4, 4, 4), (1, 1, 1, 1, 1)
-    return M.VGG16(SMOOTH, POOL, bias="first", widths=widths, repeats=repeats, key=KEY)
+    return M.VGG16(SMOOTH, POOL, bias=bias, widths=widths, repeats=repeats, key=KEY)
 
 
 CONVOLUTIONAL = {
@@ -118,9 +118,10 @@ CONVOLUTIONAL = {
             (28, 28),
             layers,
         )
-        for bias, layers in (("none", 4), ("all", None))
+        for bias, layers in (("none", 4), ("first", 4), ("all", None))
     },
-    "vgg": (vgg, (32, 32, 3), 6),
+    "vgg_first": (lambda: vgg("first"), (32, 32, 3), 6),
+    "vgg_all": (lambda: vgg("all"), (32, 32, 3), None),
     "resnet": (
         lambda: M.ResNet18(SMOOTH, STEM, widths=(2, 3), key=KEY),
         (32, 32, 3),
