@@ -21,8 +21,8 @@ def choose(problem) -> diffrax.AbstractAdaptiveSolver:
     """The solver for a problem when the user names none.
 
     `Rodas5P()`, with its dense Jacobian, up to 128 parameters, and `DeflatedRKC2()`
-    above: there the Jacobian is what a step costs, and on networks `Rodas5P` takes
-    hardly fewer steps.
+    above: there the Jacobian is what a step costs, more than the fewer steps of
+    `Rodas5P` save.
 
     For a model that is linear in its parameters a dense Jacobian pays up to 500
     dimensions: these are the parameters, for `Rodas5P()`, or the outputs (examples
