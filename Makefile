@@ -14,7 +14,7 @@ demo: $(STAMP)
 	$(BIN)/gradflow run
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadscope
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check

@@ -217,7 +217,7 @@ def _dual_balance(traj, final):
     binary = traj.config["classes"] == 2
     if final.kkt is None or "margins" not in traj or not (exponential and binary):
         return None
-    q = np.asarray(weights(final.snap), np.float64)
+    q = np.asarray(eqx.filter_jit(weights)(final.snap), np.float64)
     margins, scale = traj["margins"][-1], float(final.snap.rho) ** final.problem.degree
     value = float(q @ margins / q.sum() - margins.min()) / scale
     bound = np.log(2 * final.problem.n) / scale

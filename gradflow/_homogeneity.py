@@ -5,54 +5,65 @@ For $\Phi(x; c\theta) = c^L \Phi(x; \theta)$, $\langle\theta, \nabla_\theta\Phi\
 noise of the same size: zero weights or zero biases would satisfy the identity emptily.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array
+import numpy as np
+from jaxtyping import Array, Float, PyTree
 
-from ._parameters import Layout
+from ._parameters import Layout, network
 
 _EXAMPLES = 32  # Euler's identity is tested on this many examples.
 
 
 class Probe(NamedTuple):
-    """A network's outputs near `theta` for some examples, and their derivatives.
+    """A network's outputs near its parameters for some examples, and their derivatives.
 
-    Compiled once, for the degree in all parameters and in each layer.
+    Compiled once for all networks of the same shapes, for the degree in all parameters
+    and in each layer.
     """
 
-    outputs: Callable
-    theta: Array
+    layout: Layout
+    frozen: PyTree
+    theta: Float[np.ndarray, " k"]
     x: Array
     eps: float  # Relative rounding of the outputs.
-    run: Callable
 
     @staticmethod
-    def of(outputs: Callable, theta: Array, x: Array, eps: float) -> "Probe":
-        """The probe of `outputs(theta, x)` on a few examples."""
-        x = x[:_EXAMPLES]
+    def of(
+        layout: Layout, frozen: PyTree, theta: Float[Array, " k"], x: Array, eps: float
+    ) -> "Probe":
+        """The probe of the network with these parameters on a few examples."""
+        return Probe(layout, frozen, np.asarray(theta), x[:_EXAMPLES], eps)
 
-        @jax.jit
-        def run(theta, mask):
-            # The outputs and their derivative along the masked theta.
-            value, radial = jax.jvp(lambda t: outputs(t, x), (theta,), (theta * mask,))
-            return value.ravel(), radial.ravel()
+    def at(
+        self, theta: Float[np.ndarray, " k"], mask: Any
+    ) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
+        """The outputs, and their derivative along the masked `theta`."""
+        direction = np.where(mask, theta, np.zeros_like(theta))
+        value, radial = _outputs(self.layout, self.frozen, theta, direction, self.x)
+        return np.ravel(value).astype(float), np.ravel(radial).astype(float)
 
-        return Probe(outputs, theta, x, eps, run)
-
-    def __call__(self, mask: Array) -> tuple[Array, Array]:
+    def near(self, mask: Any) -> tuple[np.ndarray, np.ndarray]:
         """At two points, as one output alone satisfies the identity for some degree."""
-        results = [self.run(_shaken(self.theta, seed), mask) for seed in range(2)]
+        results = [self.at(_shaken(self.theta, seed), mask) for seed in range(2)]
         values, radials = zip(*results)
-        return jnp.concatenate(values), jnp.concatenate(radials)
+        return np.concatenate(values), np.concatenate(radials)
+
+
+@eqx.filter_jit
+def _outputs(layout, frozen, theta, direction, x):
+    def outputs(theta):
+        return jax.vmap(network(layout, frozen, theta), axis_name="batch")(x)
+
+    return jax.jvp(outputs, (theta,), (direction,))
 
 
 def check_degree(probe: Probe, declared: float | int | None) -> float:
     """Returns the degree, measured; raises if there is none or `declared` is wrong."""
     tol = probe.eps**0.6
-    degree, residual = _measure(probe, jnp.ones_like(probe.theta))
+    degree, residual = _measure(probe, True)
     if residual > tol:
         raise ValueError(
             f"`model` is not homogeneous: Euler's identity fails by {residual:.1e} "
@@ -74,14 +85,13 @@ def check_degree(probe: Probe, declared: float | int | None) -> float:
 def _check_scaling(probe, degree, tol):
     """Do values scale as the gradients say? A wrong derivative rule shows here."""
     point = _shaken(probe.theta, 0)
-    run = jax.jit(lambda t: probe.outputs(t, probe.x))
-    once, twice = run(point), run(2 * point)
-    size = jnp.max(jnp.abs(twice))
-    error = jnp.max(jnp.abs(twice - 2.0**degree * once)) / jnp.where(size > 0, size, 1)
-    if float(error) > 10 * tol:
+    (once, _), (twice, _) = probe.at(point, True), probe.at(2 * point, True)
+    size = np.max(np.abs(twice))
+    error = np.max(np.abs(twice - 2.0**degree * once)) / (size if size > 0 else 1)
+    if error > 10 * tol:
         raise ValueError(
             f"`model` is not homogeneous: Euler's identity gives degree {degree:g}, "
-            f"but doubling the parameters misses 2^{degree:g} by {float(error):.1e} "
+            f"but doubling the parameters misses 2^{degree:g} by {error:.1e} "
             "(relative). Does a custom gradient rule disagree with the values?"
         )
 
@@ -138,33 +148,31 @@ def declared_layers(
 def _degree_in(probe, layout):
     """The function: arrays (by number) -> degree in them together, or `None`."""
     theta, tol = probe.theta, probe.eps**0.6
-    positions = jnp.arange(theta.size)
 
     def degree_in(arrays) -> float | None:
-        inside = jnp.zeros(theta.size, bool)
+        inside = np.zeros(theta.size, bool)
         for j in arrays:
-            start, stop = layout.offsets[j : j + 2]
-            inside |= (positions >= start) & (positions < stop)
-        degree, residual = _measure(probe, inside.astype(theta.dtype))
+            inside[slice(*layout.offsets[j : j + 2])] = True
+        degree, residual = _measure(probe, inside)
         return None if residual > tol else _rounded(degree, tol)
 
     return degree_in
 
 
 def _measure(probe, mask):
-    value, radial = probe(mask)
-    size = float(jnp.vdot(value, value))
-    degree = float(jnp.vdot(value, radial)) / size if size > 0 else 0.0
-    scale = float(jnp.linalg.norm(value)) * max(1.0, abs(degree))
-    residual = float(jnp.linalg.norm(radial - degree * value)) / scale if scale else 0.0
+    value, radial = probe.near(mask)
+    size = float(value @ value)
+    degree = float(value @ radial) / size if size > 0 else 0.0
+    scale = float(np.linalg.norm(value)) * max(1.0, abs(degree))
+    residual = float(np.linalg.norm(radial - degree * value)) / scale if scale else 0.0
     return degree, residual
 
 
 def _shaken(theta, seed):
-    size = jnp.sqrt(jnp.mean(theta**2))
-    size = jnp.where(size > 0, size, 1)
-    noise = jax.random.normal(jax.random.key(seed), theta.shape, theta.dtype)
-    return theta + size * noise
+    wide = theta.astype(np.float64)
+    size = np.sqrt(np.mean(wide**2))
+    noise = np.random.default_rng(seed).standard_normal(theta.size)
+    return (wide + (size if size > 0 else 1) * noise).astype(theta.dtype)
 
 
 def _rounded(degree, tol):

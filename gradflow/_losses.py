@@ -11,6 +11,7 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Integer
 
@@ -134,7 +135,7 @@ def binary_labels(y: Array, output_shape: tuple[int, ...], name: str, dtype) -> 
             "needs one number, shape () or (1,). For several classes pass integer "
             "labels and `loss=CrossEntropy()`."
         )
-    values = set(jnp.unique(y).tolist())
+    values = set(np.unique(np.asarray(y)).tolist())
     if values <= {0, 1} and 0 in values:
         raise ValueError(
             f"`y` holds {sorted(values)}, but a binary loss needs labels -1 and +1: "

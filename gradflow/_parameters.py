@@ -71,3 +71,10 @@ class Layout(eqx.Module):
         """The tree of parameters inside `theta`, each in the dtype it came with."""
         arrays = [a.astype(d) for a, d in zip(self.split(theta), self.dtypes)]
         return jtu.tree_unflatten(self.treedef, arrays)
+
+
+def network(layout: Layout, frozen: PyTree, theta: Float[Array, " k"]) -> Any:
+    """The module with parameters `theta`, whose other leaves are those of `frozen`."""
+    return eqx.combine(
+        layout.unravel(theta), frozen, is_leaf=lambda leaf: isinstance(leaf, Fixed)
+    )

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Num, PyTree
 
 from ._homogeneity import Probe, check_degree, declared_layers, measured_layers
 from ._losses import AbstractLoss, CrossEntropy, Logistic
-from ._parameters import Fixed, Layout
+from ._parameters import Fixed, Layout, network
 from .models.normalization import BatchNorm
 from .models.precision import InPrecision
 
@@ -93,9 +93,11 @@ class Problem(eqx.Module):
             model, trainable, is_leaf=lambda leaf: isinstance(leaf, Fixed)
         )
         self.layout, self.theta = Layout.of(params)
-        if not bool(jnp.all(jnp.isfinite(self.theta))):
+        # On the host, as all else here that would be compiled for one use.
+        wrong = int(np.sum(~np.isfinite(np.asarray(self.theta, np.float64))))
+        if wrong:
             raise ValueError(
-                f"`model` has {int(jnp.sum(~jnp.isfinite(self.theta)))} parameters "
+                f"`model` has {wrong} parameters "
                 "that are NaN or infinite; check its initialisation."
             )
         self.output_shape = _output_shape(model, x)
@@ -119,7 +121,7 @@ class Problem(eqx.Module):
         self.y = loss.labels(y, self.output_shape, self.theta.dtype)
         self.batch_size = None if batch_size is None else min(batch_size, len(x))
         if homogeneous:
-            probe = Probe.of(self._outputs_of, self.theta, x, self.rounding)
+            probe = Probe.of(self.layout, self.frozen, self.theta, x, self.rounding)
             self.degree = check_degree(probe, degree)
             self.layers, self.layer_degrees = (
                 measured_layers(probe, self.layout, self.degree)
@@ -159,11 +161,7 @@ class Problem(eqx.Module):
 
     def model(self, theta: Float[Array, " k"]) -> Any:
         """The module with parameters `theta`."""
-        return eqx.combine(
-            self.layout.unravel(theta),
-            self.frozen,
-            is_leaf=lambda leaf: isinstance(leaf, Fixed),
-        )
+        return network(self.layout, self.frozen, theta)
 
     @property
     def layer_names(self) -> tuple[str, ...]:

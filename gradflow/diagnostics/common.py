@@ -57,6 +57,7 @@ def is_multiclass(outputs: Float[Array | np.ndarray, "n ..."]) -> bool:
     return outputs.ndim == 2 and outputs.shape[1] > 1
 
 
+@eqx.filter_jit
 def constraint_values(
     problem: Problem, theta: Float[Array, " k"]
 ) -> Float[Array, "n ..."]:
@@ -65,7 +66,7 @@ def constraint_values(
 
     **Source:** Lyu and Li, problem (P) and Appendix G.
     """
-    outputs = all_outputs(problem, theta)
+    outputs = problem.outputs(theta)
     if not is_multiclass(outputs):
         return problem.y * jnp.reshape(outputs, (-1,))
     own = jnp.take_along_axis(outputs, problem.y[:, None], axis=1)
@@ -92,17 +93,15 @@ def margin_gradients(
     for start in range(0, len(examples), size):
         stop = min(start + size, len(examples))
         index = np.resize(examples[start:stop], size)
-        values, block = _gradient_rows(
-            problem, theta, problem.x[index], problem.y[index],
-            np.resize(classes[start:stop], size),
-        )  # fmt: skip
+        chosen = np.resize(classes[start:stop], size)
+        values, block = _gradient_rows(problem, theta, index, chosen)
         _check_uncoupled(problem, theta, index, np.asarray(values))
         rows.append(np.asarray(block)[: stop - start])
     return np.concatenate(rows) if rows else np.zeros((0, problem.k))
 
 
 @eqx.filter_jit
-def _gradient_rows(problem, theta, x, y, classes):
+def _gradient_rows(problem, theta, index, classes):
     def gap(theta, x, y, j):
         out = jax.vmap(problem.model(theta), axis_name="batch")(x[None])[0]
         if out.ndim == 1 and out.shape[0] > 1:
@@ -110,7 +109,7 @@ def _gradient_rows(problem, theta, x, y, classes):
         return y * jnp.reshape(out, ()), out
 
     grads, outputs = jax.vmap(jax.grad(gap, has_aux=True), in_axes=(None, 0, 0, 0))(
-        theta, x, y, classes
+        theta, problem.x[index], problem.y[index], classes
     )
     return outputs, grads
 

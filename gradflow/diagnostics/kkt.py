@@ -23,7 +23,7 @@ from .common import (
     point,
     theta_of,
 )
-from .snapshot import weights
+from .snapshot import Snapshot, weights
 
 _SLACK_WEIGHT = 1e-3
 
@@ -132,7 +132,8 @@ def kkt(
     need_degree(problem, "kkt")
     theta = theta_of(problem, model)
     snap = point(problem, theta)
-    values, weight = _constraints(problem, theta, weights(snap))
+    constraints = _constraints(problem, snap)
+    values, weight = (np.asarray(array, np.float64) for array in constraints)
     smallest = float(np.min(values))
     if not smallest > 0:
         raise ValueError(
@@ -163,16 +164,17 @@ def kkt(
     )
 
 
+@eqx.filter_jit
 def _constraints(
-    problem: Problem, theta: Float[Array, " k"], weight: Float[Array, " n"]
-) -> tuple[Float[np.ndarray, "n ..."], Float[np.ndarray, "n ..."]]:
+    problem: Problem, snap: Snapshot
+) -> tuple[Float[Array, "n ..."], Float[Array, "n ..."]]:
     """Each constraint's value, infinite at the labels, and its loss weight."""
-    values = constraint_values(problem, theta)
+    values, weight = constraint_values(problem, snap.theta), weights(snap)
     if values.ndim > 1:
         # The gradient of the soft margin -ln sum e^-s is a softmax of theirs.
         share = jnp.exp(-values - logsumexp(-values, axis=1, keepdims=True))
         weight = weight[:, None] * share
-    return np.asarray(values, np.float64), np.asarray(weight, np.float64)
+    return values, weight
 
 
 class _Geometry(NamedTuple):

@@ -120,7 +120,13 @@ def integrated_multipliers(
         raise ValueError(
             "`s` must increase from one saved point to the next; leave out repetitions."
         )
-    share = softmax(np.asarray(loss.log_loss(jnp.asarray(margins)), np.float64), axis=1)
-    weight = share * np.asarray(loss.log_slope(jnp.asarray(margins)), np.float64)
+    log_loss, slope = _log_loss_and_slope(loss, jnp.asarray(margins))
+    weight = softmax(np.asarray(log_loss, np.float64), axis=1)
+    weight = weight * np.asarray(slope, np.float64)
     rate = PchipInterpolator(s, weight / norm[:, None] ** 2, axis=0)
     return rate.antiderivative()(s)
+
+
+@eqx.filter_jit
+def _log_loss_and_slope(loss, margins):
+    return loss.log_loss(margins), loss.log_slope(margins)
