@@ -108,13 +108,13 @@ EVERY = [
 
 @settings(max_examples=20, deadline=None)
 @given(
-    z=st.floats(-3, 3).filter(lambda z: z == 0 or abs(z) > 1e-300),
+    z=st.floats(-3, 3).filter(lambda z: z == 0 or abs(z) > 1e-95),
     log_c=st.floats(-5, 5),
 )
 def test_every_activation_scales_with_its_degree_and_obeys_euler(z, log_c):
     """f(c z; c r) = c^k f(z; r), and z f_z + r f_r = k f: both, at any point.
 
-    XLA takes subnormal numbers for zero.
+    XLA takes subnormal numbers, such as a cube may be, for zero.
     """
     c = np.exp(log_c)
 
