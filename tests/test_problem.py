@@ -51,6 +51,21 @@ def test_margins_risk_and_direction_against_naive_formulas():
     np.testing.assert_allclose(direction, expected, rtol=1e-12)
 
 
+def test_another_problem_of_the_same_shapes_compiles_nothing(caplog):
+    x, y = separable()
+    first, second = (_network(widths=(3, 5, 1), key=key) for key in range(2))
+    gf.Problem(first, x, y)
+
+    def compiled(model):
+        caplog.clear()
+        with jax.log_compiles():
+            gf.Problem(model, x, y)
+        return [r for r in caplog.records if "Compiling" in r.getMessage()]
+
+    assert compiled(_network(widths=(3, 6, 1)))
+    assert not compiled(second)
+
+
 @pytest.mark.parametrize("size", [1, 3, 8, 100])
 def test_batches_change_nothing(size):
     x, y = separable()
