@@ -21,7 +21,7 @@ from ._losses import CrossEntropy, Exponential, Logistic
 from ._problem import Problem
 from .diagnostics.common import point
 from .diagnostics.kkt import KKT, kkt
-from .diagnostics.snapshot import Snapshot, weights
+from .diagnostics.snapshot import Snapshot
 
 # Fewer candidates than `kkt`'s default: least squares over 4000 takes minutes.
 _KKT_ROWS = 500
@@ -217,7 +217,8 @@ def _dual_balance(traj, final):
     binary = traj.config["classes"] == 2
     if final.kkt is None or "margins" not in traj or not (exponential and binary):
         return None
-    q = np.asarray(eqx.filter_jit(weights)(final.snap), np.float64)
+    # Two outputs have a constraint for each class.
+    q = np.reshape(final.kkt.explicit.multipliers, (final.problem.n, -1)).sum(axis=1)
     margins, scale = traj["margins"][-1], float(final.snap.rho) ** final.problem.degree
     value = float(q @ margins / q.sum() - margins.min()) / scale
     bound = np.log(2 * final.problem.n) / scale

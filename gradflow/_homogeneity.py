@@ -26,7 +26,7 @@ class Probe(NamedTuple):
 
     layout: Layout
     frozen: PyTree
-    theta: Float[np.ndarray, " k"]
+    points: tuple[Float[np.ndarray, " k"], ...]
     x: Array
     eps: float  # Relative rounding of the outputs.
 
@@ -35,7 +35,9 @@ class Probe(NamedTuple):
         layout: Layout, frozen: PyTree, theta: Float[Array, " k"], x: Array, eps: float
     ) -> "Probe":
         """The probe of the network with these parameters on a few examples."""
-        return Probe(layout, frozen, np.asarray(theta), x[:_EXAMPLES], eps)
+        # Two, as one output alone satisfies the identity for some degree.
+        points = tuple(_shaken(np.asarray(theta), seed) for seed in range(2))
+        return Probe(layout, frozen, points, x[:_EXAMPLES], eps)
 
     def at(
         self, theta: Float[np.ndarray, " k"], mask: Any
@@ -46,9 +48,8 @@ class Probe(NamedTuple):
         return np.ravel(value).astype(float), np.ravel(radial).astype(float)
 
     def near(self, mask: Any) -> tuple[np.ndarray, np.ndarray]:
-        """At two points, as one output alone satisfies the identity for some degree."""
-        results = [self.at(_shaken(self.theta, seed), mask) for seed in range(2)]
-        values, radials = zip(*results)
+        """The same at all of `points`, joined."""
+        values, radials = zip(*(self.at(point, mask) for point in self.points))
         return np.concatenate(values), np.concatenate(radials)
 
 
@@ -84,7 +85,7 @@ def check_degree(probe: Probe, declared: float | int | None) -> float:
 
 def _check_scaling(probe, degree, tol):
     """Do values scale as the gradients say? A wrong derivative rule shows here."""
-    point = _shaken(probe.theta, 0)
+    point = probe.points[0]
     (once, _), (twice, _) = probe.at(point, True), probe.at(2 * point, True)
     size = np.max(np.abs(twice))
     error = np.max(np.abs(twice - 2.0**degree * once)) / (size if size > 0 else 1)
@@ -97,7 +98,7 @@ def _check_scaling(probe, degree, tol):
 
 
 def measured_layers(
-    probe: Probe, layout: Layout, degree: float
+    probe: Probe, degree: float
 ) -> tuple[tuple[tuple[int, ...], ...], tuple[float, ...]]:
     r"""The finest partition into layers that is found, and the degree in each.
 
@@ -106,7 +107,7 @@ def measured_layers(
     first layer. What is left then is one more: with Euler's identity for all
     parameters and for every other layer, it holds for the rest as well.
     """
-    tol, degree_in = probe.eps**0.6, _degree_in(probe, layout)
+    tol, degree_in, names = probe.eps**0.6, _degree_in(probe), probe.layout.names
     found: dict[tuple[int, ...], float] = {}
 
     def without_degree(candidates):
@@ -115,8 +116,8 @@ def measured_layers(
         return [j for arrays, k in degrees.items() if k is None for j in arrays]
 
     modules: dict[str, tuple[int, ...]] = {}
-    for j in without_degree([(j,) for j in range(len(layout.names))]):
-        module = layout.names[j].rpartition(".")[0]
+    for j in without_degree([(j,) for j in range(len(names))]):
+        module = names[j].rpartition(".")[0]
         modules[module] = (*modules.get(module, ()), j)
     if rest := without_degree(modules.values()):
         found[tuple(sorted(rest))] = _rounded(degree - sum(found.values()), tol)
@@ -124,16 +125,16 @@ def measured_layers(
 
 
 def declared_layers(
-    probe: Probe, layout: Layout, layers
+    probe: Probe, layers
 ) -> tuple[tuple[tuple[int, ...], ...], tuple[float, ...]]:
     """The partition declared by names of arrays, and the degree in each layer."""
-    names = list(layout.names)
+    names = list(probe.layout.names)
     if sorted(name for layer in layers for name in layer) != sorted(names):
         raise ValueError(
             f"`layers={layers}` must name every trained array once: {names}."
         )
     parts = tuple(tuple(names.index(name) for name in layer) for layer in layers)
-    degree_in = _degree_in(probe, layout)
+    degree_in = _degree_in(probe)
     degrees = []
     for layer, arrays in zip(layers, parts):
         degrees.append(degree_in(arrays))
@@ -145,14 +146,14 @@ def declared_layers(
     return parts, tuple(degrees)
 
 
-def _degree_in(probe, layout):
+def _degree_in(probe):
     """The function: arrays (by number) -> degree in them together, or `None`."""
-    theta, tol = probe.theta, probe.eps**0.6
+    offsets, tol = probe.layout.offsets, probe.eps**0.6
 
     def degree_in(arrays) -> float | None:
-        inside = np.zeros(theta.size, bool)
+        inside = np.zeros(offsets[-1], bool)
         for j in arrays:
-            inside[slice(*layout.offsets[j : j + 2])] = True
+            inside[offsets[j] : offsets[j + 1]] = True
         degree, residual = _measure(probe, inside)
         return None if residual > tol else _rounded(degree, tol)
 

@@ -93,7 +93,7 @@ class Problem(eqx.Module):
             model, trainable, is_leaf=lambda leaf: isinstance(leaf, Fixed)
         )
         self.layout, self.theta = Layout.of(params)
-        # On the host, as all else here that would be compiled for one use.
+        # On the host: jax.numpy would compile it for this one use.
         wrong = int(np.sum(~np.isfinite(np.asarray(self.theta, np.float64))))
         if wrong:
             raise ValueError(
@@ -124,9 +124,9 @@ class Problem(eqx.Module):
             probe = Probe.of(self.layout, self.frozen, self.theta, x, self.rounding)
             self.degree = check_degree(probe, degree)
             self.layers, self.layer_degrees = (
-                measured_layers(probe, self.layout, self.degree)
+                measured_layers(probe, self.degree)
                 if layers is None
-                else declared_layers(probe, self.layout, layers)
+                else declared_layers(probe, layers)
             )
         else:
             if degree is not None or layers is not None:

@@ -57,7 +57,6 @@ def is_multiclass(outputs: Float[Array | np.ndarray, "n ..."]) -> bool:
     return outputs.ndim == 2 and outputs.shape[1] > 1
 
 
-@eqx.filter_jit
 def constraint_values(
     problem: Problem, theta: Float[Array, " k"]
 ) -> Float[Array, "n ..."]:
@@ -66,12 +65,16 @@ def constraint_values(
 
     **Source:** Lyu and Li, problem (P) and Appendix G.
     """
-    outputs = problem.outputs(theta)
+    return _gaps(all_outputs(problem, theta), problem.y)
+
+
+@jax.jit
+def _gaps(outputs, y):
     if not is_multiclass(outputs):
-        return problem.y * jnp.reshape(outputs, (-1,))
-    own = jnp.take_along_axis(outputs, problem.y[:, None], axis=1)
-    classes = jnp.arange(outputs.shape[1], dtype=problem.y.dtype)
-    return jnp.where(classes[None] == problem.y[:, None], jnp.inf, own - outputs)
+        return y * jnp.reshape(outputs, (-1,))
+    own = jnp.take_along_axis(outputs, y[:, None], axis=1)
+    classes = jnp.arange(outputs.shape[1], dtype=y.dtype)
+    return jnp.where(classes[None] == y[:, None], jnp.inf, own - outputs)
 
 
 def margin_gradients(

@@ -132,8 +132,9 @@ def kkt(
     need_degree(problem, "kkt")
     theta = theta_of(problem, model)
     snap = point(problem, theta)
-    constraints = _constraints(problem, snap)
-    values, weight = (np.asarray(array, np.float64) for array in constraints)
+    gaps = constraint_values(problem, theta)
+    values = np.asarray(gaps, np.float64)
+    weight = np.asarray(_loss_weight(snap, gaps), np.float64)
     smallest = float(np.min(values))
     if not smallest > 0:
         raise ValueError(
@@ -165,16 +166,16 @@ def kkt(
 
 
 @eqx.filter_jit
-def _constraints(
-    problem: Problem, snap: Snapshot
-) -> tuple[Float[Array, "n ..."], Float[Array, "n ..."]]:
-    """Each constraint's value, infinite at the labels, and its loss weight."""
-    values, weight = constraint_values(problem, snap.theta), weights(snap)
+def _loss_weight(
+    snap: Snapshot, values: Float[Array, "n ..."]
+) -> Float[Array, "n ..."]:
+    """Each constraint's loss weight; `values` are infinite at the labels."""
+    weight = weights(snap)
     if values.ndim > 1:
         # The gradient of the soft margin -ln sum e^-s is a softmax of theirs.
         share = jnp.exp(-values - logsumexp(-values, axis=1, keepdims=True))
         weight = weight[:, None] * share
-    return values, weight
+    return weight
 
 
 class _Geometry(NamedTuple):
