@@ -7,8 +7,6 @@ $\min_i p_i \le \sum_i q_i p_i = \gamma\langle u, \hat u\rangle \le \gamma\|u\|$
 
 from typing import NamedTuple
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -50,7 +48,7 @@ def _predictor(traj, problem) -> Predictor | None:
     # Values at the unit vectors determine a linear function; the margins tell whether
     # it is one.
     unit = jnp.eye(problem.x.shape[1], dtype=problem.x.dtype)
-    vector = np.asarray(_outputs(problem, theta, unit), np.float64).reshape(-1)
+    vector = np.asarray(problem.outputs(theta, unit), np.float64).reshape(-1)
     outputs = problem.y * jnp.reshape(all_outputs(problem, theta), (-1,))
     margins = np.asarray(outputs, np.float64)
     z = signed_examples(problem.x, problem.y)
@@ -58,11 +56,6 @@ def _predictor(traj, problem) -> Predictor | None:
     if np.any(np.abs(z @ vector - margins) > slack * np.linalg.norm(z, axis=1)):
         return None
     return Predictor(vector, max_margin(problem.x, problem.y))
-
-
-@eqx.filter_jit
-def _outputs(problem, theta, x):
-    return jax.vmap(problem.model(theta), axis_name="batch")(x)
 
 
 def _share(traj, predictor) -> float:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from ._parameters import Layout, network
+from ._parameters import Layout, outputs
 
 _EXAMPLES = 32  # Euler's identity is tested on this many examples.
 
@@ -55,10 +55,9 @@ class Probe(NamedTuple):
 
 @eqx.filter_jit
 def _outputs(layout, frozen, theta, direction, x):
-    def outputs(theta):
-        return jax.vmap(network(layout, frozen, theta), axis_name="batch")(x)
-
-    return jax.jvp(outputs, (theta,), (direction,))
+    return jax.jvp(
+        lambda theta: outputs(layout, frozen, theta, x), (theta,), (direction,)
+    )
 
 
 def check_degree(probe: Probe, declared: float | int | None) -> float:

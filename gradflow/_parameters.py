@@ -78,3 +78,15 @@ def network(layout: Layout, frozen: PyTree, theta: Float[Array, " k"]) -> Any:
     return eqx.combine(
         layout.unravel(theta), frozen, is_leaf=lambda leaf: isinstance(leaf, Fixed)
     )
+
+
+@eqx.filter_jit
+def outputs(
+    layout: Layout, frozen: PyTree, theta: Float[Array, " k"], x: Array
+) -> Array:
+    """The network's output for each example in `x`.
+
+    Compiled by itself so that JAX goes through the network once for all functions that
+    call it on so many examples, and differentiates what it found.
+    """
+    return jax.vmap(network(layout, frozen, theta), axis_name="batch")(x)

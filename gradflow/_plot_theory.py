@@ -24,11 +24,6 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-@eqx.filter_jit
-def _outputs(problem, theta, x):
-    return jax.vmap(problem.model(theta), axis_name="batch")(x)
-
-
 def prediction_surface(
     problem: Problem,
     model: Any,
@@ -67,7 +62,7 @@ def prediction_surface(
     grid = np.stack([first.ravel(), second.ravel()], axis=1)
     if bias:
         grid = np.column_stack([grid, np.full(len(grid), x[0, 2])])
-    out = np.asarray(_outputs(problem, theta, jnp.asarray(grid, problem.x.dtype)))
+    out = np.asarray(problem.outputs(theta, jnp.asarray(grid, problem.x.dtype)))
     with plt.rc_context(_STYLE):
         ax, figure = _axes(ax, (4.6, 3.8))
         if out.ndim == 2 and out.shape[1] > 1:
@@ -142,7 +137,7 @@ def _margin_directions(problem, models, example):
 @eqx.filter_jit
 def _input_gradients(problem, thetas, x, y):
     def margin(x, theta):
-        out = jax.vmap(problem.model(theta), axis_name="batch")(x[None])[0]
+        out = problem.outputs(theta, x[None])[0]
         return problem.loss.margin(out, y)
 
     return jax.vmap(jax.grad(margin), in_axes=(None, 0))(x, thetas)

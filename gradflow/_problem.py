@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Num, PyTree
 
 from ._homogeneity import Probe, check_degree, declared_layers, measured_layers
 from ._losses import AbstractLoss, CrossEntropy, Logistic
-from ._parameters import Fixed, Layout, network
+from ._parameters import Fixed, Layout, network, outputs
 from .models.normalization import BatchNorm
 from .models.precision import InPrecision
 
@@ -183,17 +183,21 @@ class Problem(eqx.Module):
         )
         return self.layout.ravel(params)
 
-    def _outputs_of(self, theta, x):
-        return jax.vmap(self.model(theta), axis_name="batch")(x)
+    def outputs(
+        self, theta: Float[Array, " k"], x: Array | None = None
+    ) -> Float[Array, "n ..."]:
+        """The network's output for each example, shape `(n,)` or `(n, classes)`.
 
-    def outputs(self, theta: Float[Array, " k"]) -> Float[Array, "n ..."]:
-        """The network's output for each example, shape `(n,)` or `(n, classes)`."""
-        return self._map(lambda x, y: self._outputs_of(theta, x))
+        For the problem's own examples, or for those in `x`, all at once.
+        """
+        if x is not None:
+            return outputs(self.layout, self.frozen, theta, x)
+        return self._map(lambda x, y: self.outputs(theta, x))
 
     def margins(self, theta: Float[Array, " k"]) -> Float[Array, " n"]:
         """Hard margins, shape `(n,)`: `y * output`, or true class minus best other."""
         return self._map(
-            lambda x, y: jax.vmap(self.loss.margin)(self._outputs_of(theta, x), y)
+            lambda x, y: jax.vmap(self.loss.margin)(self.outputs(theta, x), y)
         )
 
     def euler_residual(self, theta: Float[Array, " k"]) -> Float[Array, ""]:
@@ -204,7 +208,7 @@ class Problem(eqx.Module):
 
         def largest(x, y):
             value, along = jax.jvp(
-                lambda theta: self._outputs_of(theta, x), (theta,), (theta,)
+                lambda theta: self.outputs(theta, x), (theta,), (theta,)
             )
             both = jnp.stack([along - self.degree * value, self.degree * value])
             return jnp.abs(both).reshape(2, len(x), -1).max(axis=2).T
@@ -222,7 +226,7 @@ class Problem(eqx.Module):
         """Hard and soft margins in one pass over the data, shape `(n,)` each."""
 
         def both(x, y):
-            out = self._outputs_of(theta, x)
+            out = self.outputs(theta, x)
             return jnp.stack(
                 [
                     jax.vmap(self.loss.margin)(out, y),
@@ -235,7 +239,7 @@ class Problem(eqx.Module):
         return out[:, 0], out[:, 1]
 
     def _soft_margins_of(self, theta, x, y):
-        return jax.vmap(self.loss.soft_margin)(self._outputs_of(theta, x), y)
+        return jax.vmap(self.loss.soft_margin)(self.outputs(theta, x), y)
 
     def _log_risk_of(self, theta, x, y, log_mask):
         return self.loss.log_total(self._soft_margins_of(theta, x, y), log_mask)

@@ -51,6 +51,41 @@ def test_margins_risk_and_direction_against_naive_formulas():
     np.testing.assert_allclose(direction, expected, rtol=1e-12)
 
 
+def test_outputs_for_other_examples():
+    x, y = separable()
+    problem, theta = gf.Problem(_network(), x, y), 2.0 * jnp.arange(16.0)
+    a, b = np.split(np.asarray(theta), [12])
+    others = np.random.default_rng(0).normal(size=(2 * len(x) + 1, 3))
+    expected = others @ a.reshape(4, 3).T @ b
+    np.testing.assert_allclose(problem.outputs(theta, jnp.asarray(others)), expected)
+    own = problem.outputs(theta)
+    np.testing.assert_array_equal(problem.outputs(theta, problem.x), own)
+
+
+def test_the_network_is_gone_through_once_for_all_functions():
+    calls = []
+
+    class Counted(eqx.Module):
+        weight: jax.Array
+
+        def __call__(self, x):
+            calls.append(x.shape)
+            return self.weight @ x
+
+    x, y = separable()
+    problem = gf.Problem(Counted(jnp.ones(3)), x, y)
+
+    @eqx.filter_jit
+    def all_of(theta):
+        hessian = jax.hessian(problem.log_risk)(theta)
+        return problem.log_risk_and_direction(theta), problem.margins(theta), hessian
+
+    eqx.filter_jit(lambda theta: problem.outputs(theta))(problem.theta)
+    calls.clear()
+    all_of(problem.theta)
+    assert not calls
+
+
 def test_another_problem_of_the_same_shapes_compiles_nothing(caplog):
     x, y = separable()
     first, second = (_network(widths=(3, 5, 1), key=key) for key in range(2))

@@ -106,7 +106,7 @@ def margin_gradients(
 @eqx.filter_jit
 def _gradient_rows(problem, theta, index, classes):
     def gap(theta, x, y, j):
-        out = jax.vmap(problem.model(theta), axis_name="batch")(x[None])[0]
+        out = problem.outputs(theta, x[None])[0]
         if out.ndim == 1 and out.shape[0] > 1:
             return out[y] - out[j], out
         return y * jnp.reshape(out, ()), out

@@ -137,11 +137,8 @@ def _nearer(x, distances, nearest, moved):
 
 @eqx.filter_jit
 def _search(problem, theta, xs, ys, bounds, starts, steps, batch_size):
-    model = problem.model(theta)
-
     def margin(z, label):
-        out = jax.vmap(model, axis_name="batch")(z[None])[0]
-        return problem.loss.margin(out, label)
+        return problem.loss.margin(problem.outputs(theta, z[None])[0], label)
 
     def inside(z):
         return z if bounds is None else jnp.clip(z, bounds[0], bounds[1])

@@ -47,11 +47,10 @@ def _additive(problem):
     size = 1 + jnp.sqrt(jnp.mean(theta**2))
     a, b = size * jax.random.normal(jax.random.key(0), (2, theta.size), theta.dtype)
 
-    def outputs(theta):
-        model = problem.model(theta)
-        return jax.vmap(model, axis_name="batch")(problem.x[:_TESTED])
-
-    corners = jnp.stack([outputs(theta + move) for move in (0 * a, a, b, a + b)])
+    x = problem.x[:_TESTED]
+    corners = jnp.stack(
+        [problem.outputs(theta + move, x) for move in (0 * a, a, b, a + b)]
+    )
     mixed = corners[3] - corners[1] - corners[2] + corners[0]
     rounding = 1e3 * problem.rounding * jnp.max(jnp.abs(corners))
     return jnp.max(jnp.abs(mixed)) <= rounding
