@@ -4,6 +4,8 @@ Importing it here would come before jaxtyping's import hook, which the option
 `--jaxtyping-packages` installs and which checks shapes at every call.
 """
 
+import gc
+import importlib
 import importlib.metadata
 import os
 from pathlib import Path
@@ -21,10 +23,22 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+# What `gradflow` imports: the hook compiles anew whatever is imported under it.
+for library in ("diffrax", "matplotlib.pyplot", "scipy.stats", "sklearn", "xarray"):
+    importlib.import_module(library)
+
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)
+
+
+def pytest_collection_finish():
+    """Tracing makes many objects and little garbage, which took an eighth of the time
+    to look for."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
 
 
 @pytest.fixture(autouse=True, scope="module")
