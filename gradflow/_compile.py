@@ -3,7 +3,7 @@
 import collections
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent import futures
 from typing import Any
 
 import equinox as eqx
@@ -12,6 +12,9 @@ import jax.tree_util as jtu
 
 _CACHE: collections.OrderedDict[Any, Any] = collections.OrderedDict()
 _CACHE_SIZE = 96
+# Idle ones are used again. One that an interrupt left behind ends with its work.
+_THREADS = futures.ThreadPoolExecutor(8, "gradflow")
+_LOOK = 0.05  # Seconds between two looks for an interrupt.
 
 
 class Interrupt:
@@ -44,13 +47,7 @@ def compiled(function: Callable, *args, interrupt: Interrupt) -> tuple[Callable,
             args = eqx.combine(jtu.tree_unflatten(treedef, leaves), static)
             return function(*args)
 
-        lowered = jax.jit(flat).lower(leaves)
-        # XLA releases the GIL while it compiles, so the main thread hears Ctrl-C.
-        with_pool = ThreadPoolExecutor(1)
-        future = with_pool.submit(lowered.compile)
-        with_pool.shutdown(wait=False)
-        _wait(future.done, interrupt, grace=0.0)
-        return future.result()
+        return _awaited(jax.jit(flat).lower(leaves).compile, interrupt, grace=0.0)
 
     began, known = time.perf_counter(), key in _CACHE
     executable = _cached(key, made)
@@ -96,23 +93,18 @@ def _cached(key, make: Callable):
 
 def wait(tree, interrupt: Interrupt, grace: float = 2.0):
     """Blocks until `tree` is computed; gives up `grace` seconds after an interrupt."""
-    leaves = [leaf for leaf in jtu.tree_leaves(tree) if isinstance(leaf, jax.Array)]
-
-    def ready():
-        # A public method of `jax.Array` that its type stubs leave out.
-        return all(leaf.is_ready() for leaf in leaves)  # pyright: ignore[reportAttributeAccessIssue]
-
-    _wait(ready, interrupt, grace)
-    return tree
+    return _awaited(lambda: jax.block_until_ready(tree), interrupt, grace)
 
 
-def _wait(done: Callable[[], bool], interrupt: Interrupt, grace: float):
-    deadline, began = None, time.perf_counter()
-    while not done():
+def _awaited(work: Callable, interrupt: Interrupt, grace: float):
+    # JAX releases the GIL, so that the main thread hears Ctrl-C. Asking it again and
+    # again whether it is done took a tenth of the time of a small flow.
+    future = _THREADS.submit(work)
+    deadline = float("inf")
+    while not futures.wait([future], timeout=_LOOK).done:
         now = time.perf_counter()
-        if interrupt.requested and deadline is None:
-            deadline = now + grace
-        if deadline is not None and now >= deadline:
+        if interrupt.requested:
+            deadline = min(deadline, now + grace)
+        if now >= deadline:
             raise Interrupted
-        # Short work is not to wait long for being looked at.
-        time.sleep(min(max(0.02 * (now - began), 1e-5), 2e-3))
+    return future.result()
