@@ -90,7 +90,7 @@ class SmoothedMarginTime(AbstractClock):
 
     def speed(self, log_risk, direction_norm, rho, radial, loss):
         del direction_norm, rho, radial
-        return 1 / loss.log_slope(loss.inverse(log_risk))
+        return 1 / loss.slope_at_risk(log_risk)
 
     def at_start(self, rho):
         del rho

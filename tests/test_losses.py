@@ -71,6 +71,22 @@ def test_inverse_is_exact(dtype):
         )
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_slope_at_the_smoothed_margin_is_exact(dtype):
+    eps = float(jnp.finfo(dtype).eps)
+    for log_risk in (80.0, 3.0, 0.0, -1.0, -15.0, -17.0, -36.0, -80.0, -700.0, -1e6):
+        r = mp.exp(mp.mpf(float(dtype(log_risk))))
+        got = gf.Logistic().slope_at_risk(jnp.asarray(log_risk, dtype))
+        assert got.dtype == dtype
+        # exp(log_risk) is off by as much as its argument is large.
+        tol = eps * (4 + 2 * max(log_risk, 0.0))
+        assert abs(float(got) / float(-mp.expm1(-r) / r) - 1) <= tol
+    by_definition = gf.AbstractLoss.slope_at_risk(gf.Logistic(), jnp.asarray(-0.3))
+    got = gf.Logistic().slope_at_risk(jnp.asarray(-0.3))
+    np.testing.assert_allclose(got, by_definition, rtol=1e-14)
+    assert gf.Exponential().slope_at_risk(jnp.asarray(-0.3)) == 1
+
+
 def test_inverse_of_an_overflowing_risk_is_minus_infinity():
     assert float(gf.Logistic().inverse(jnp.float64(1000.0))) == -np.inf
 

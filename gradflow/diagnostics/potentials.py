@@ -88,7 +88,7 @@ def _potentials(problem, theta, degree):
 
     def log_j(theta):
         log_risk, direction = problem.log_risk_and_direction(theta)
-        slope = problem.loss.log_slope(problem.loss.inverse(log_risk))
+        slope = problem.loss.slope_at_risk(log_risk)
         norm = jnp.log(jnp.linalg.norm(direction)) - jnp.log(slope)
         return 2 * norm - (2 * degree - 2) * jnp.log(jnp.linalg.norm(theta))
 

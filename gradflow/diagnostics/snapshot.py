@@ -87,4 +87,4 @@ def dual(snap: Snapshot) -> Float[Array, " n"]:
 def smoothed_margin_slope(snap: Snapshot) -> Float[Array, ""]:
     r"""$-\ell'(\alpha)/\ell(\alpha)$, which turns $G$ into $\nabla\alpha$."""
     loss = snap.problem.loss
-    return loss.log_slope(loss.inverse(snap.log_risk))
+    return loss.slope_at_risk(snap.log_risk)
