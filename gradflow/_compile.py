@@ -91,8 +91,11 @@ def _cached(key, make: Callable):
     return _CACHE[key]
 
 
-def wait(tree, interrupt: Interrupt, grace: float = 2.0):
-    """Blocks until `tree` is computed; gives up `grace` seconds after an interrupt."""
+def wait(tree, interrupt: Interrupt, expected: float, grace: float = 2.0):
+    """Blocks until `tree` is computed; gives up `grace` seconds after an interrupt,
+    which is heard at the end only of what is expected to take less than a second."""
+    if expected < 1:
+        return jax.block_until_ready(tree)
     return _awaited(lambda: jax.block_until_ready(tree), interrupt, grace)
 
 

@@ -86,11 +86,12 @@ def _first_step(flow: Flow, y):
 
 def chunk(
     settings: Settings, carry: Carry, buffers: dict[str, Array], budget: Int[Array, ""]
-) -> tuple[Carry, dict[str, Array], Int[Array, ""]]:
+) -> tuple[Carry, dict[str, Array], Int[Array, ""], Int[Array, ""]]:
     """Runs until `budget` steps or saved points, a full buffer, an end, or until steps
     should take another number of examples.
 
-    **Returns:** the carry, the buffers and how many of their rows are filled.
+    **Returns:** the carry, the buffers, how many of their rows are filled, and how much
+    of the budget was spent.
     """
     capacity = next(iter(buffers.values())).shape[0]
     problem = settings.flow.problem
@@ -125,10 +126,7 @@ def chunk(
         return carry, buffers, rows, spent
 
     zero = jnp.zeros((), budget.dtype)
-    carry, buffers, rows, _ = jax.lax.while_loop(
-        going, body, (carry, buffers, zero, zero)
-    )
-    return carry, buffers, rows
+    return jax.lax.while_loop(going, body, (carry, buffers, zero, zero))
 
 
 def _with_clock(y, s):

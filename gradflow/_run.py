@@ -83,11 +83,11 @@ class Run:
 
     def _chunks(self, carry):
         buffers = self._buffers(carry)
-        budget, began = 1, time.perf_counter()
+        budget, expected, began = 1, np.inf, time.perf_counter()
         compiled_for = None
         while True:
             if compiled_for != self.settings.capacity:
-                compiled_for = self.settings.capacity
+                compiled_for, expected = self.settings.capacity, np.inf
                 self.call = self._compiled(
                     loop.chunk, self.settings, carry, buffers, jnp.array(0)
                 )
@@ -103,9 +103,10 @@ class Run:
                 return carry, Result.time_limit
             tick = time.perf_counter()
             try:
-                new, filled, count = wait(
+                new, filled, count, spent = wait(
                     self.call(self.settings, carry, buffers, jnp.array(budget)),
                     self.interrupt,
+                    expected,
                 )
             except Interrupted:
                 return carry, Result.interrupted
@@ -113,7 +114,9 @@ class Run:
             self.wall_seconds += elapsed
             self._collect(filled, int(count))
             carry = self._with_capacity(new)
-            budget = _next_budget(budget, elapsed, self.max_seconds)
+            spent = max(int(spent), 1)
+            budget = _next_budget(spent, elapsed, self.max_seconds)
+            expected = budget * elapsed / spent
             self.progress.update(carry, self.rows, time.perf_counter() - began)
             self._checkpoint(carry)
 
@@ -184,7 +187,7 @@ class Run:
             carry,
             (jnp.zeros_like(carry.saved), jnp.full_like(carry.result, state.RUNNING)),
         )
-        carry, filled, count = self.call(
+        carry, filled, count, _ = self.call(
             settings, carry, self._buffers(carry), jnp.array(1)
         )
         self._collect(filled, int(count))
@@ -219,10 +222,11 @@ class Run:
         }
 
 
-def _next_budget(budget: int, elapsed: float, max_seconds: float | None) -> int:
+def _next_budget(spent: int, elapsed: float, max_seconds: float | None) -> int:
     target = _CHUNK_SECONDS if max_seconds is None else min(_CHUNK_SECONDS, max_seconds)
-    factor = np.clip(target / max(elapsed, 1e-4), 0.25, 16.0)
-    return int(np.clip(budget * factor, 1, 100_000))
+    # Few steps tell little about many.
+    most = min(64 * spent, 100_000)
+    return int(np.clip(spent * target / max(elapsed, 1e-4), 1, most))
 
 
 @jax.jit
