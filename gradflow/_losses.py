@@ -42,7 +42,8 @@ class AbstractLoss(eqx.Module):
 
     def slope_at_risk(self, log_risk: Float[Array, "..."]) -> Float[Array, "..."]:
         r"""`log_slope` at the smoothed margin: $\lVert\nabla\ln L\rVert$ over
-        $\lVert\nabla\alpha\rVert$."""
+        $\lVert\nabla\alpha\rVert$. A loss that inherits it from `Logistic` or
+        `CrossEntropy` and changes the slope or the inverse has to change it too."""
         return self.log_slope(self.inverse(log_risk))
 
     def factors(
