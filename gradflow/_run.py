@@ -30,6 +30,7 @@ _CODES = {
     state.CHATTERING: Result.chattering,
 }
 _BUFFER_ROWS = 64
+_SMALL = 1_000_000  # Bytes of buffers that are fetched whole, whatever they hold.
 _CHUNK_SECONDS = 0.5
 
 
@@ -155,10 +156,13 @@ class Run:
         return jax.device_put(zeros)
 
     def _collect(self, buffers, count):
-        # All at once, unless most of that would be empty.
-        if 2 * count > next(iter(buffers.values())).shape[0]:
+        if count == 0:
+            return
+        capacity, size = next(iter(buffers.values())).shape[0], _bytes(buffers)
+        if 2 * count > capacity or size < _SMALL:
             whole = jax.device_get(buffers)
-            rows = [{k: v[i] for k, v in whole.items()} for i in range(count)]
+            # Copies, or each row would keep all of the buffers.
+            rows = [{k: v[i].copy() for k, v in whole.items()} for i in range(count)]
         else:
             rows = [jax.device_get(_row(buffers, jnp.array(i))) for i in range(count)]
         self.rows += rows
@@ -227,6 +231,10 @@ def _next_budget(spent: int, elapsed: float, max_seconds: float | None) -> int:
     # Few steps tell little about many.
     most = min(64 * spent, 100_000)
     return int(np.clip(spent * target / max(elapsed, 1e-4), 1, most))
+
+
+def _bytes(buffers) -> int:
+    return sum(buffer.nbytes for buffer in buffers.values())
 
 
 @jax.jit
