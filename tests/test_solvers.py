@@ -43,6 +43,14 @@ def fixed_steps(solver, steps, times, field=pendulum, y0=START):
     return solution.ys
 
 
+@eqx.filter_jit
+def one_step(solver, field, y0, t0, t1):
+    """The state at the start, and what the step from there to `t1` returns."""
+    term = diffrax.ODETerm(field)
+    state = solver.init(term, t0, t1, y0, None)
+    return state, solver.step(term, t0, t1, y0, None, state, False)
+
+
 def reference(times):
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(pendulum),
@@ -82,20 +90,19 @@ def test_order_by_slope(solver):
 @pytest.mark.parametrize("solver", SOLVERS, ids=ids)
 def test_dense_output_of_one_step(solver):
     # One step from the same start: the error of an interpolant of order q is h^(q+1).
-    term, times = diffrax.ODETerm(pendulum), jnp.array([0.21, 0.5, 0.83])
+    times = jnp.array([0.21, 0.5, 0.83])
     exact = reference(jnp.concatenate([0.05 * times, 0.1 * times]))
 
     @jax.jit
-    def one_step(h):
+    def at_ends_and_inside(h):
         t0 = jnp.zeros_like(h)
-        state = solver.init(term, t0, h, START, None)
-        y1, _, info, _, _ = solver.step(term, t0, h, START, None, state, False)
+        _, (y1, _, info, _, _) = one_step(solver, pendulum, START, t0, h)
         dense = solver.interpolation_cls(t0=t0, t1=h, **info)
         return y1, dense.evaluate(h), jax.vmap(dense.evaluate)(h * times)
 
     errors = []
     for h, expected in zip((0.05, 0.1), np.split(exact["q"], 2)):
-        y1, end, inside = one_step(jnp.asarray(h))
+        y1, end, inside = at_ends_and_inside(jnp.asarray(h))
         np.testing.assert_allclose(end["q"], y1["q"], rtol=1e-14)
         errors.append(np.abs(inside["q"] - expected).max())
     slope = np.log2(errors[1] / errors[0])
@@ -144,10 +151,11 @@ def test_backward_in_time(solver):
 @pytest.mark.parametrize("solver", SOLVERS, ids=ids)
 def test_step_that_is_not_finite_is_handed_back(solver):
     # Undefined below 0.9, where all but the first stage of a long step lie.
-    term = diffrax.ODETerm(lambda t, y, args: jnp.where(y < 0.9, jnp.nan, -y))
+    def field(t, y, args):
+        return jnp.where(y < 0.9, jnp.nan, -y)
+
     y0, t0, t1 = jnp.ones(1), jnp.array(0.0), jnp.array(2.0)
-    state = solver.init(term, t0, t1, y0, None)
-    y1, error, _, _, result = solver.step(term, t0, t1, y0, None, state, False)
+    _, (y1, error, _, _, result) = one_step(solver, field, y0, t0, t1)
     assert result == diffrax.RESULTS.successful
     assert np.all(y1 == y0) and np.all(np.isinf(error))
 
@@ -155,11 +163,12 @@ def test_step_that_is_not_finite_is_handed_back(solver):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 @pytest.mark.parametrize("solver", SOLVERS, ids=ids)
 def test_state_keeps_structure_and_dtypes(solver, dtype):
-    term = diffrax.ODETerm(lambda t, y, args: (-y[0], jnp.sum(y[0])))
+    def field(t, y, args):
+        return -y[0], jnp.sum(y[0])
+
     y0 = (jnp.ones(3, dtype), jnp.zeros((), dtype))
     t0, t1 = jnp.array(0.0), jnp.array(0.1)  # float64, whatever the state is
-    state = solver.init(term, t0, t1, y0, None)
-    y1, error, _, new, result = solver.step(term, t0, t1, y0, None, state, False)
+    state, (y1, error, _, new, result) = one_step(solver, field, y0, t0, t1)
     assert result == diffrax.RESULTS.successful
     assert eqx.tree_equal(
         *(jax.tree.map(lambda a: jnp.zeros_like(a), tree) for tree in (state, new))
@@ -204,10 +213,8 @@ def test_counts_equal_calls():
 def test_rkc2_takes_as_many_stages_as_stability_needs():
     # Real eigenvalues up to 1e4: h * rho = 1e3 takes 1 + sqrt(1 + 1.54 * 1.1 * 1e3).
     rates = jnp.geomspace(1, 1e4, 9)
-    solver, term = gf.solvers.RKC2(), diffrax.ODETerm(lambda t, y, args: -rates * y)
-    h, y0 = jnp.array(0.1), jnp.ones(9)
-    state = solver.init(term, 0.0, h, y0, None)
-    y1, _, _, new, _ = solver.step(term, 0.0, h, y0, None, state, False)
+    solver, y0, times = gf.solvers.RKC2(), jnp.ones(9), (jnp.array(0.0), jnp.array(0.1))
+    _, (y1, _, _, new, _) = one_step(solver, lambda t, y, _: -rates * y, y0, *times)
     stages = solver.counts(new)["gradient_evaluations"] - 1
     assert 38 < stages < 44
     assert float(solver.counts(new)["spectral_radius"]) == pytest.approx(1e4, rel=0.01)
@@ -216,9 +223,9 @@ def test_rkc2_takes_as_many_stages_as_stability_needs():
 
 def test_rkc2_hands_back_steps_beyond_its_stages():
     solver = gf.solvers.RKC2(max_stages=20)
-    term = diffrax.ODETerm(lambda t, y, args: -1e4 * y)
-    state = solver.init(term, 0.0, 1.0, jnp.ones(2), None)
-    y1, error, _, new, _ = solver.step(term, 0.0, 1.0, jnp.ones(2), None, state, False)
+    times = (jnp.array(0.0), jnp.array(1.0))
+    _, step = one_step(solver, lambda t, y, args: -1e4 * y, jnp.ones(2), *times)
+    y1, error, _, new, _ = step
     assert np.all(np.isinf(error)) and np.all(y1 == 1.0)
     assert solver.counts(new)["gradient_evaluations"] == 1 + 3
     with pytest.raises(ValueError, match="max_stages"):
@@ -232,21 +239,21 @@ def test_deflated_stages_need_the_rest_of_the_spectrum_only():
     values = np.concatenate([[1e5, 3e4, 1e4, 1e3], np.linspace(0, 1, 36)])
     matrix = jnp.asarray(basis * values @ basis.T)
     solver = gf.solvers.DeflatedRKC2(rank=6)
-    term = diffrax.ODETerm(lambda t, y, args: -matrix @ y)
-    y0, h = jnp.asarray(basis @ np.ones(40)), jnp.array(1.0)
-    state = solver.init(term, 0.0, h, y0, None)
-    before = solver.counts(state)
+
+    def field(t, y, args):
+        return -matrix @ y
+
+    y0, times = jnp.asarray(basis @ np.ones(40)), (jnp.array(0.0), jnp.array(1.0))
+    state, (y1, error, _, new, _) = one_step(solver, field, y0, *times)
+    before, after = solver.counts(state), solver.counts(new)
     assert float(before["spectral_radius"]) == pytest.approx(1e5, rel=1e-3)
-    y1, error, _, new, _ = solver.step(term, 0.0, h, y0, None, state, False)
-    after = solver.counts(new)
     assert after["gradient_evaluations"] - before["gradient_evaluations"] < 12
     assert after["jacobian_products"] - before["jacobian_products"] == 3
     gap = np.abs(basis.T @ np.asarray(y1) - np.exp(-values))
     assert gap[:4].max() < 1e-6 and gap[4:].max() < 0.1
     # Off the transient of the stiff part the estimate follows what is left.
     y0 = jnp.asarray(basis @ (values <= 1))
-    state = solver.init(term, 0.0, h, y0, None)
-    y1, error, *_ = solver.step(term, 0.0, h, y0, None, state, False)
+    _, (y1, error, *_) = one_step(solver, field, y0, *times)
     gap = np.abs(np.asarray(y1) - basis @ (np.exp(-values) * (values <= 1)))
     assert 0.5 < np.abs(error).max() / gap.max() < 5
 
@@ -290,10 +297,9 @@ def test_deflation_acts_on_the_largest_array():
     def field(t, y, args):
         return {"a": y["b"][:1], "b": -1e3 * y["b"], "c": jnp.ones(2)}
 
-    term, solver = diffrax.ODETerm(field), gf.solvers.DeflatedRKC2(rank=5)
+    solver, times = gf.solvers.DeflatedRKC2(rank=5), (jnp.array(0.0), jnp.array(0.1))
     y0 = {"a": jnp.zeros(1), "b": jnp.ones(5), "c": jnp.zeros(2)}
-    state = solver.init(term, 0.0, 0.1, y0, None)
-    y1, *_ = solver.step(term, jnp.array(0.0), jnp.array(0.1), y0, None, state, False)
+    _, (y1, *_) = one_step(solver, field, y0, *times)
     np.testing.assert_allclose(y1["c"], 0.1, rtol=1e-12)
     np.testing.assert_allclose(y1["b"], 0, atol=1e-6)
     with pytest.raises(ValueError, match="rank"):
