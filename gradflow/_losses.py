@@ -178,6 +178,7 @@ def _log1p_over(e):
     return 2 * (1 + square * tail) / (2 + e), (e - 2 * square * tail) / (2 + e)
 
 
+@jax.jit  # Traced once, not for each of a flow's two dozen uses.
 def _softplus_neg(p):
     # e = exp(-|p|); ln(1 + e^-p) for p <= 0, its quotient by e^-p for p > 0; and one
     # minus that quotient for p > 0, one minus e^p ln(1 + e^-p) for p <= 0. Each branch
@@ -227,6 +228,7 @@ def _(primals, tangents):
 _SMALL = 1e-2
 
 
+@jax.jit
 def _inverse_logistic(log_risk):
     # -ln(e^r - 1) with r = e^log_risk: for small r this is -log_risk - ln((e^r-1)/r),
     # for large r it is -r - ln(1 - e^-r).
