@@ -116,7 +116,7 @@ def measured_degree(model, shape):
     """Doubling all parameters multiplies outputs by an exact power of two, or not."""
     trained, rest = eqx.partition(model, eqx.is_inexact_array, is_leaf=is_fixed)
     # Biases start at zero: away with that.
-    trained = jax.tree.map(lambda a: a + 0.1, trained)
+    trained = jax.tree.map(lambda a: np.asarray(a) + 0.1, trained)
     x = jax.random.uniform(jax.random.key(1), shape)
 
     @jax.jit

@@ -231,7 +231,12 @@ def test_margins_over_layers_of_other_degrees():
     model = M.TwoLayer(6, 8, M.PowerReLU(2), key=KEY, train_outer=True)
     problem = gf.Problem(model, x, y)
     assert problem.layer_degrees == (2, 1)
-    found = gf.diagnostics.standard(gf.diagnostics.snapshot(problem, problem.theta))
+
+    @eqx.filter_jit
+    def standard(problem):
+        return gf.diagnostics.standard(gf.diagnostics.snapshot(problem, problem.theta))
+
+    found = standard(problem)
     outer = np.asarray(model.outer)
     scale = np.sum(np.asarray(model.inner.weight) ** 2) * np.linalg.norm(outer)
     margins = problem.margins(problem.theta)
