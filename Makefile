@@ -5,6 +5,9 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 BIN := .venv/bin
 STAMP := .venv/installed-$(VERSION)
 export MPLBACKEND = Agg
+# What is installed is compiled to bytecode when it is first imported, not all of it
+# at once: that takes longer than everything else of the installation.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test lint format clean
 
@@ -32,5 +35,6 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("gradflow needs Python 3.11 or newer, \
 	and $(PYTHON) is older: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv --clear .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
+	  -e '.[dev]'
 	touch $@
