@@ -109,6 +109,37 @@ def test_dense_output_of_one_step(solver):
     assert abs(slope - (ORDERS[type(solver).__name__][1] + 1)) < 0.4
 
 
+@pytest.mark.parametrize("solver", SOLVERS[1:], ids=ids[1:])
+def test_the_estimate_is_the_local_error(solver):
+    h = 0.1
+    _, (y1, error, _, _, _) = one_step(
+        solver, pendulum, START, jnp.array(0.0), jnp.array(h)
+    )
+    exact = reference(jnp.array([h]))
+    true = np.linalg.norm(y1["q"] - exact["q"][0])
+    assert 0.6 < np.linalg.norm(error["q"]) / true < 1.2
+
+
+def test_noise_in_stiff_directions_is_not_taken_for_error():
+    # An offset in a direction of rate 1e4: by slopes it is 0.4 * 0.5 * 1e4 times as
+    # large, which counts a tenth, and only where no other error is larger.
+    rates = jnp.array([1e4, 1.0])
+
+    def step(*y0):
+        times = jnp.array(0.0), jnp.array(0.5)
+        _, (y1, error, _, _, _) = one_step(
+            gf.solvers.RKC2(), lambda t, y, _: -rates * y, jnp.array(y0), *times
+        )
+        return np.asarray(y1), np.abs(error)
+
+    y1, error = step(1e-6, 1.0)
+    assert error[0] < 5e-6
+    assert 0.5 < error[1] / abs(y1[1] - np.exp(-0.5)) < 1.5
+    y1, error = step(1e-6, 0.0)
+    by_slopes = 0.4 * 0.5 * 1e4 * abs(1e-6 + y1[0])
+    np.testing.assert_allclose(error[0], 0.1 * by_slopes, rtol=0.01)
+
+
 @pytest.mark.parametrize("solver", SOLVERS, ids=ids)
 def test_stable_on_stiff_linear_problem(solver):
     # y' = -A (y - cos t) with eigenvalues from 1 to 1e5: few, long, accurate steps.
@@ -227,9 +258,9 @@ def test_rkc2_hands_back_steps_beyond_its_stages():
     _, step = one_step(solver, lambda t, y, args: -1e4 * y, jnp.ones(2), *times)
     y1, error, _, new, _ = step
     assert np.all(np.isinf(error)) and np.all(y1 == 1.0)
-    assert solver.counts(new)["gradient_evaluations"] == 1 + 3
+    assert solver.counts(new)["gradient_evaluations"] == 1 + 4
     with pytest.raises(ValueError, match="max_stages"):
-        gf.solvers.RKC2(max_stages=2)
+        gf.solvers.RKC2(max_stages=3)
 
 
 def test_deflated_stages_need_the_rest_of_the_spectrum_only():

@@ -18,6 +18,11 @@ from .common import (
 from .spectral import SpectralRadius
 
 _DAMPING = 2 / 13
+# Between the first stage, which is of first order, and the last there are two.
+_FEWEST = 4
+# What counts of the estimate by slopes: with 0.3 the digits flow takes 17 % more
+# evaluations to s = 1e5, and without it the alignment may be off by 3e-3 at 1e-4.
+_BY_SLOPES = 0.1
 
 
 class RKC2State(eqx.Module):
@@ -59,9 +64,12 @@ class RKC2(AbstractChebyshev):
     work grows only like $\sqrt{h\varrho}$. The spectral radius $\varrho$ comes from a
     power iteration on exact Jacobian-vector products, carried along from step to step.
 
-    Dense output is the parabola through $y_0$, $y_1$ and the internal stage nearest to
-    the middle, which is itself a second-order approximation; interpolants that use
-    slopes would multiply the stiff noise in $y_1$ by $h\varrho$.
+    Dense output is the cubic through $y_0$, $y_1$ and two internal stages near a third
+    and two thirds of the step, which are themselves second-order approximations; its
+    leading coefficient estimates the error. The paper's estimate uses slopes, which
+    multiply what $y_0$ and $y_1$ hold in stiff directions by $h\varrho$: late in a flow
+    it is up to ten times too large. A tenth of it is the least that is estimated, so
+    that the slopes too stay near the slow manifold.
 
     **Arguments:**
 
@@ -97,20 +105,17 @@ class RKC2(AbstractChebyshev):
             lambda v: jax.jvp(lambda y: field(t0, y), (y,), (v,))[1]
         )
         stages, possible = stages_for(jnp.abs(h) * spectral.bound, self.max_stages)
-        y1, middle, middle_node = _chebyshev(
-            field, t0, t1, y, h, slope0, stages, self.max_stages
-        )
-        good = possible & jnp.all(jnp.isfinite(y1))
-        y1 = jnp.where(good, y1, y)
+        z, inner = _chebyshev(field, t0, t1, y, h, slope0, stages, self.max_stages)
+        good = possible & jnp.all(jnp.isfinite(z))
+        y1 = jnp.where(good, y + z, y)
         # The last evaluation carries a product with it, for little more than its cost.
         slope1, image = jax.jvp(lambda y: field(t1, y), (y1,), (spectral.vector,))
-        error = 0.8 * (y - y1) + 0.4 * h * (slope0 + slope1)
+        d = cubic(inner, y1 - y)
+        by_slopes = error_by_slopes(y1 - y, h * (slope0 + slope1))
+        error = larger(error_of_cubic(d), by_slopes)
         error = jnp.where(good & jnp.all(jnp.isfinite(error)), error, jnp.inf)
         tree1 = unravel(y1)
-        # y0 + x (y1 - y0) + x (1 - x) d passes through the middle stage.
-        straight = y + middle_node * (y1 - y)
-        d = (middle - straight) / (middle_node * (1 - middle_node))
-        info = interpolation_info(unravel, y0, tree1, d[None])
+        info = interpolation_info(unravel, y0, tree1, d)
         evaluations = stages + jnp.asarray(made_jump, stages.dtype)
         counts = solver_state.counts.add(evaluations=evaluations, products=products + 1)
         state = RKC2State(slope1, spectral.followed(image), counts)
@@ -135,23 +140,84 @@ class RKC2(AbstractChebyshev):
 
 def check_stages(max_stages: int) -> None:
     """Raises `ValueError` for a limit on stages that no step can keep."""
-    if max_stages < 3:
-        raise ValueError(f"`max_stages` must be at least 3; got {max_stages}.")
+    if max_stages < _FEWEST:
+        raise ValueError(f"`max_stages` must be at least {_FEWEST}; got {max_stages}.")
 
 
 def stages_for(
     scaled_radius: Float[Array, ""], max_stages: int
 ) -> tuple[Int[Array, ""], Bool[Array, ""]]:
     """Stages for a step of which `scaled_radius` is the length times the spectral
-    radius, and whether so many are allowed; the least number, 3, if not."""
-    wanted = jnp.maximum(1 + jnp.ceil(jnp.sqrt(1 + 1.54 * scaled_radius)), 3)
+    radius, and whether so many are allowed; the least number if not."""
+    wanted = jnp.maximum(1 + jnp.ceil(jnp.sqrt(1 + 1.54 * scaled_radius)), _FEWEST)
     possible = wanted <= max_stages
-    return jnp.where(possible, wanted, 3).astype(int), possible
+    return jnp.where(possible, wanted, _FEWEST).astype(int), possible
 
 
-def middle_of(stages: Int[Array, ""]) -> Int[Array, ""]:
-    """The stage nearest to the middle of the step."""
-    return jnp.round(jnp.sqrt((stages**2 + 1) / 2)).astype(stages.dtype)
+class Inner(eqx.Module):
+    """Two internal stages of a step: where they are in it, and displacements there."""
+
+    node: Float[Array, "2"]
+    z: Float[Array, "2 k"]
+
+
+def staged(
+    stage: Callable, start: tuple, stages: Int[Array, ""], node: Float[Array, " stages"]
+) -> tuple[tuple, Inner]:
+    """Stages 2, 3, ..., from what `start` is after the first.
+
+    `stage(j, carry)` returns the next carry, whose first entry is the displacement or
+    has it as `z`; `node` is where in the step each stage is.
+
+    **Returns:** what the last stage returned, and the stages nearest to a third and two
+    thirds of the step.
+    """
+    # Stage j is at about (j^2 - 1) / (stages^2 - 1).
+    thirds = jnp.array([1, 2], node.dtype) / 3
+    nearest = jnp.sqrt(1 + thirds * (stages**2 - 1).astype(node.dtype))
+    nearest = jnp.round(nearest).astype(stages.dtype)
+    second = jnp.clip(nearest[1], 3, stages - 1)
+    first = jnp.clip(nearest[0], 2, second - 1)
+    ends = jnp.stack([jnp.ones_like(stages), first, second, stages])
+
+    # One loop over three parts, so that a stage is compiled once.
+    def part(carry, bounds):
+        carry = jax.lax.fori_loop(bounds[0] + 1, bounds[1] + 1, stage, carry)
+        return carry, getattr(carry[0], "z", carry[0])
+
+    end, z = jax.lax.scan(part, start, jnp.stack([ends[:-1], ends[1:]], axis=1))
+    return end, Inner(node[ends[1:3]], z[:2])
+
+
+def cubic(inner: Inner, z: Float[Array, " k"]) -> Float[Array, "2 k"]:
+    """The coefficients of `NewtonInterpolation` through both inner stages, the
+    displacement at the end being `z`."""
+    x = inner.node[:, None]
+    a, b = (inner.z - x * z[None]) / (x * (1 - x))
+    slope = (b - a) / (inner.node[1] - inner.node[0])
+    return jnp.stack([a - inner.node[0] * slope, slope])
+
+
+def error_of_cubic(d: Float[Array, "2 k"]) -> Float[Array, " k"]:
+    r"""The local error by the cubic's leading coefficient.
+
+    Of $h^3y'''$ the error is 1/15 and the coefficient 0.102, with 4 stages or more, on
+    linear equations and on quadratures. In stiff directions neither is amplified.
+    """
+    return 2 / 3 * d[1]
+
+
+def error_by_slopes(
+    z: Float[Array, " k"], slopes: Float[Array, " k"]
+) -> Float[Array, " k"]:
+    """What counts of the paper's estimate of the local error, from the displacement and
+    the sum of h y' at both ends."""
+    return _BY_SLOPES * (0.4 * slopes - 0.8 * z)
+
+
+def larger(error: Float[Array, " k"], other: Float[Array, " k"]) -> Float[Array, " k"]:
+    """The one of larger norm."""
+    return jnp.where(jnp.linalg.norm(error) < jnp.linalg.norm(other), other, error)
 
 
 class Coefficients(eqx.Module):
@@ -205,12 +271,11 @@ def chebyshev_coefficients(stages: Int[Array, ""], size: int, dtype) -> Coeffici
 
 def _chebyshev(
     field, t0, t1, y, h, slope0, stages: Int[Array, ""], max_stages: int
-) -> tuple[Float[Array, " k"], Float[Array, " k"], Float[Array, ""]]:
+) -> tuple[Float[Array, " k"], Inner]:
     # Displacements z_j = Y_j - y0 instead of Y_j: rounding errors are then relative to
     # the step, not to the state, which float32 needs.
     length = jnp.asarray(t1 - t0)
     table = chebyshev_coefficients(stages, max_stages, y.dtype)
-    middle_stage = middle_of(stages)
 
     def stage(j, carry):
         z, z_before = carry
@@ -223,6 +288,5 @@ def _chebyshev(
         return new, z
 
     start = (table.node[1] * h * slope0, jnp.zeros_like(y))
-    halfway = jax.lax.fori_loop(2, middle_stage + 1, stage, start)
-    end = jax.lax.fori_loop(middle_stage + 1, stages + 1, stage, halfway)
-    return y + end[0], y + halfway[0], table.node[middle_stage]
+    (z, _), inner = staged(stage, start, stages, table.node)
+    return z, inner

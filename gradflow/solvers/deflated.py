@@ -14,7 +14,11 @@ from .chebyshev import (
     AbstractChebyshev,
     chebyshev_coefficients,
     check_stages,
-    middle_of,
+    cubic,
+    error_by_slopes,
+    error_of_cubic,
+    larger,
+    staged,
     stages_for,
 )
 from .common import Counts, flatten, interpolation_info
@@ -139,28 +143,23 @@ class DeflatedRKC2(AbstractChebyshev):
             )
             return stiff.replaced(new, at.node, stiff.drift(now, slope, node)), now
 
-        middle_stage = middle_of(stages)
         first = table.node[1]
         start = jax.tree.map(lambda f: first * f, stiff.slope0)
         start = stiff.replaced(start, first, jnp.zeros_like(start.c))
         start = (start, jax.tree.map(jnp.zeros_like, start))
-        middle, before = jax.lax.fori_loop(2, middle_stage + 1, stage, start)
-        end, _ = jax.lax.fori_loop(
-            middle_stage + 1, stages + 1, stage, (middle, before)
-        )
+        (end, _), inner = staged(stage, start, stages, table.node)
         slope = stiff.split(h * field(t1, y + end.z))
         z = stiff.replaced(end, jnp.ones_like(h), stiff.drift(end, slope, 1)).z
 
         good = possible & jnp.all(jnp.isfinite(z))
         y1 = jnp.where(good, y + z, y)
         slope1, linear = jax.linearize(lambda y: field(t1, y), y1)
-        error = stiff.filtered(0.8 * (y - y1) + 0.4 * h * (slope0 + slope1))
+        d = cubic(inner, y1 - y)
+        by_slopes = error_by_slopes(y1 - y, h * (slope0 + slope1))
+        error = larger(stiff.filtered(error_of_cubic(d)), stiff.filtered(by_slopes))
         good = good & jnp.all(jnp.isfinite(error))
         tree1 = unravel(y1)
-        # y0 + x (y1 - y0) + x (1 - x) d passes through the middle stage.
-        x = table.node[middle_stage]
-        d = (middle.z - x * (y1 - y)) / (x * (1 - x))
-        info = interpolation_info(unravel, y0, tree1, d[None])
+        info = interpolation_info(unravel, y0, tree1, d)
         counts = solver_state.counts.add(
             evaluations=stages + 1 + jnp.asarray(made_jump, stages.dtype),
             products=jacobian.probes,
