@@ -19,17 +19,22 @@ class Flow(eqx.Module):
     problem: Problem
     clock: AbstractClock
 
+    def theta(self, t, v: Float[Array, " k"]) -> Float[Array, " k"]:
+        """The parameters where the solver has `v` (linear in `v`)."""
+        growth = self.clock.growth(t)
+        return v if growth is None else growth * v
+
 
 def vector_field(t, y, flow: Flow):
-    r"""$(\theta, (s, u, \zeta, c))$ along the clock: parameters and quadratures.
+    r"""$(\theta/M, (s, u, \zeta, c))$ along the clock: parameters and quadratures.
 
     $d\theta = vG\,d\sigma$, $ds = v\lVert G\rVert^2 d\sigma$ and
-    $du = (\lVert G\rVert^{-2} - u)\,ds$ with $u = tL$. The path length $\zeta$ of
-    $\theta/\rho$ and the sum $c$ of corrections of $s$ stand still here: the step loop
-    adds to them. At a stationary point ($G = 0$) everything stands still.
+    $du = (\lVert G\rVert^{-2} - u)\,ds$ with $u = tL$; $M$ is the clock's `growth`.
+    The path length $\zeta$ of $\theta/\rho$ and the sum $c$ of corrections of $s$ stand
+    still here: the step loop adds to them. At a stationary point ($G = 0$) $\theta$ and
+    all quadratures do.
     """
-    del t
-    theta, quadratures = y
+    theta, quadratures = flow.theta(t, y[0]), y[1]
     log_risk, direction = flow.problem.log_risk_and_direction(theta)
     moving, norm = _safe_norm(direction)
     away, rho = _safe_norm(theta)
@@ -42,7 +47,16 @@ def vector_field(t, y, flow: Flow):
     time = (1 / norm) / norm - quadratures[1]
     zero = jnp.zeros_like(ds)
     integrated = jnp.stack([ds, jnp.where(moving, time * ds, 0), zero, zero])
-    return speed * direction, integrated
+    return _without_growth(t, y[0], speed * direction, flow.clock), integrated
+
+
+def _without_growth(t, v, slope, clock):
+    """The slope of `v` where that of the parameters is `slope`."""
+    if clock.growth(t) is None:
+        return slope
+    t = jnp.asarray(t, v.dtype)
+    growth, rate = jax.jvp(clock.growth, (t,), (jnp.ones_like(t),))
+    return (slope - rate * v) / growth
 
 
 def arc_length(interpolant: diffrax.AbstractLocalInterpolation, t0, t1):

@@ -106,10 +106,11 @@ def integrate(
     warn_about_precision(problem, to)
     neglect = checked_neglect(neglect, problem, to, solver)
     clock = chosen(problem) if clock is None else clock
+    rho = float(jnp.linalg.norm(problem.theta))
     if diagnostics is None:
         diagnostics = (standard,)
     settings = Settings(
-        flow=Flow(problem, clock.at_start(float(jnp.linalg.norm(problem.theta)))),
+        flow=Flow(problem, clock.at_start(rho, problem.degree)),
         solver=solver,
         controller=step_size_controller(solver),
         rtol=jnp.asarray(rtol, problem.theta.dtype),

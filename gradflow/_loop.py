@@ -75,7 +75,7 @@ def _measured(problem, theta):
 def _first_step(flow: Flow, y):
     """A step that changes theta by 1 % and s by 0.01 at most."""
     theta, _ = y
-    rate, quadratures = vector_field(None, y, flow)
+    rate, quadratures = vector_field(jnp.zeros((), y[0].dtype), y, flow)
     rho, norm = jnp.linalg.norm(theta), jnp.linalg.norm(rate)
     tiny = jnp.finfo(theta.dtype).tiny
     by_theta = jnp.where(rho > 0, rho / jnp.maximum(norm, tiny), jnp.inf)
@@ -146,7 +146,7 @@ def _step(settings: Settings, carry: Carry) -> Carry:
     )
     interpolant = solver.interpolation_cls(t0=carry.t, t1=carry.t_next, **dense)
     y1 = with_path(y1, interpolant, carry.t, carry.t_next)
-    s1, shares = _measured(problem, y1[0])
+    s1, shares = _measured(problem, flow.theta(carry.t_next, y1[0]))
     left_out = carry.activity.left_out(shares, settings.capacity)
     usable = (outcome == diffrax.RESULTS.successful) & jnp.isfinite(s1)
     usable = usable & (left_out <= settings.neglect)
@@ -221,11 +221,13 @@ def _scaled_error(settings, carry, y1, s1, error, usable) -> Float[Array, ""]:
     (the step) and what the first criterion means for margins ($s$). By the step alone,
     late steps had a fiftieth of the error allowed in the parameters.
     """
-    theta0, theta1 = carry.y[0], y1[0]
+    theta0, theta1, theta_error = (
+        settings.flow.theta(carry.t_next, v) for v in (carry.y[0], y1[0], error[0])
+    )
     size = jnp.maximum(jnp.linalg.norm(theta0), jnp.linalg.norm(theta1))
     tolerance = settings.atol + settings.rtol * size
     tiny = jnp.finfo(size.dtype).tiny
-    scaled = jnp.linalg.norm(error[0]) / jnp.maximum(tolerance, tiny)
+    scaled = jnp.linalg.norm(theta_error) / jnp.maximum(tolerance, tiny)
     ds = y1[1][0] - carry.y[1][0]
     length = jnp.maximum(1, jnp.abs(ds))
     reach = jnp.maximum(1, jnp.sqrt(jnp.abs(ds)) * jnp.sqrt(jnp.abs(s1)))

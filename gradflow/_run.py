@@ -134,7 +134,9 @@ class Run:
 
     def _named(self, carry) -> Result:
         result, problem = _CODES[int(carry.result)], self.settings.flow.problem
-        if result is Result.step_underflow and bool(vanished(problem, carry.y[0])):
+        if result is Result.step_underflow and bool(
+            vanished(problem, carry.theta(self.settings))
+        ):
             return Result.stationary
         return result
 

@@ -29,17 +29,21 @@ def save(settings, carry, buffers, rows):
     target = _next_save(settings, carry)
     inside = (target > carry.s_prev) & (carry.t > carry.t_prev)
 
+    def theta(t):
+        return settings.flow.theta(t, interpolant.evaluate(t)[0])
+
     def found():
         t = root(
-            lambda t: measured_s(problem, interpolant.evaluate(t)[0]) - target,
+            lambda t: measured_s(problem, theta(t)) - target,
             (carry.t_prev, carry.s_prev - target),
             (carry.t, carry.s - target),
             _s_tolerance(problem, carry.s),
         )
-        return with_path(interpolant.evaluate(t), interpolant, carry.t_prev, t)
+        y = with_path(interpolant.evaluate(t), interpolant, carry.t_prev, t)
+        return theta(t), y[1]
 
-    y = jax.lax.cond(inside, found, lambda: carry.y)
-    row = saved_row(settings, carry, y)
+    y = jax.lax.cond(inside, found, lambda: (carry.theta(settings), carry.y[1]))
+    row = saved_row(settings, carry, *y)
     buffers = {k: v.at[rows].set(row[k]) for k, v in buffers.items()}
     saved = carry.saved + 1
     carry = eqx.tree_at(
@@ -87,7 +91,7 @@ def root(function, low, high, tolerance):
     return best[0]
 
 
-def saved_row(settings: Settings, carry: Carry, y) -> dict[str, Array]:
+def saved_row(settings: Settings, carry: Carry, theta, quadratures) -> dict[str, Array]:
     """One row of results: `s`, `log_risk` and the work so far, then the diagnostics."""
     problem = settings.flow.problem
     work = {
@@ -99,9 +103,9 @@ def saved_row(settings: Settings, carry: Carry, y) -> dict[str, Array]:
     if "gradient_evaluations" in work:
         work["passes"] = carry.activity.passes
     if not settings.diagnostics:
-        log_risk = problem.log_risk(y[0])
+        log_risk = problem.log_risk(theta)
         return {"s": problem.log_risk_time(log_risk), "log_risk": log_risk} | work
-    snap = snapshot(problem, *y)
+    snap = snapshot(problem, theta, quadratures)
     row = {"s": snap.s, "log_risk": snap.log_risk} | work
     for diagnostic in settings.diagnostics:
         row.update(diagnostic(snap))
@@ -110,4 +114,4 @@ def saved_row(settings: Settings, carry: Carry, y) -> dict[str, Array]:
 
 def row_at_step(settings: Settings, carry: Carry) -> dict[str, Array]:
     """The row of the last step's end."""
-    return saved_row(settings, carry, carry.y)
+    return saved_row(settings, carry, carry.theta(settings), carry.y[1])

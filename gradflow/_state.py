@@ -33,7 +33,7 @@ class Settings(eqx.Module):
 
 
 class Carry(eqx.Module):
-    """The complete state between two steps."""
+    """The complete state between two steps. `y`: the solver's, see `vector_field`."""
 
     y: PyTree
     t: Float[Array, ""]
@@ -56,6 +56,10 @@ class Carry(eqx.Module):
     steps: Int[Array, ""]
     rejected: Int[Array, ""]
     result: Int[Array, ""]
+
+    def theta(self, settings: Settings) -> Float[Array, " k"]:
+        """The parameters at the end of the last step."""
+        return settings.flow.theta(self.t, self.y[0])
 
 
 def solver_counts(solver, state) -> dict[str, Array]:

@@ -24,8 +24,10 @@ def judged(settings: Settings, before: Carry, after: Carry, keep) -> Carry:
 
     `keep`: whether the step from `before` was accepted.
     """
-    progress = jnp.where(keep, _progress(before, after.y[0], after.s), 0)
-    after = _watch_stall(settings, after, keep)
+    theta = after.theta(settings)
+    moved = theta - before.theta(settings)
+    progress = jnp.where(keep, _progress(moved, theta, after.s - before.s), 0)
+    after = _watch_stall(settings, after, theta, keep)
     return _verdict(settings, _watch_pace(settings, after, progress))
 
 
@@ -42,7 +44,9 @@ def vanished(problem: Problem, theta: Float[Array, " k"]) -> Bool[Array, ""]:
     return (rho > 0) & (jnp.linalg.norm(direction) * rho < problem.rounding)
 
 
-def _watch_stall(settings: Settings, carry: Carry, keep: Bool[Array, ""]) -> Carry:
+def _watch_stall(
+    settings: Settings, carry: Carry, theta: Float[Array, " k"], keep: Bool[Array, ""]
+) -> Carry:
     """Counts accepted steps since the risk fell or the parameters moved.
 
     Motion counts relative to the larger of the present and the first norm: a flow that
@@ -50,7 +54,7 @@ def _watch_stall(settings: Settings, carry: Carry, keep: Bool[Array, ""]) -> Car
     """
     tolerance = max(1e-8, 64 * settings.flow.problem.rounding)
     gained = carry.s > carry.stall_s + tolerance * (1 + jnp.abs(carry.stall_s))
-    theta, first = carry.y[0], settings.flow.problem.theta
+    first = settings.flow.problem.theta
     size = jnp.maximum(jnp.linalg.norm(theta), jnp.linalg.norm(first))
     moved = jnp.linalg.norm(theta - carry.stall_theta) > 1e-3 * size
     progress = keep & (gained | moved)
@@ -59,17 +63,16 @@ def _watch_stall(settings: Settings, carry: Carry, keep: Bool[Array, ""]) -> Car
         carry,
         (
             jnp.where(progress, carry.s, carry.stall_s),
-            jnp.where(progress, carry.y[0], carry.stall_theta),
+            jnp.where(progress, theta, carry.stall_theta),
             jnp.where(progress, 0, carry.stall_steps + keep.astype(int)),
         ),
     )
 
 
-def _progress(carry: Carry, theta1, s1) -> Float[Array, ""]:
+def _progress(moved, theta, ds) -> Float[Array, ""]:
     """How far a step came: in s, plus relative arc length; for every clock alike."""
-    rho = jnp.linalg.norm(theta1)
-    moved = jnp.linalg.norm(theta1 - carry.y[0]) / jnp.where(rho > 0, rho, 1)
-    return jnp.abs(s1 - carry.s) + moved
+    rho = jnp.linalg.norm(theta)
+    return jnp.abs(ds) + jnp.linalg.norm(moved) / jnp.where(rho > 0, rho, 1)
 
 
 def _watch_pace(settings: Settings, carry: Carry, progress) -> Carry:

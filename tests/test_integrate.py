@@ -195,6 +195,40 @@ def test_every_clock_runs_along_the_same_curve(clock):
     np.testing.assert_allclose(traj["path_length"], reference["path_length"], atol=1e-5)
 
 
+class _Growing(gf.LogRiskTime):
+    """Log-risk time with another growth taken out than the flow's own."""
+
+    def growth(self, t):
+        return (1 + t) ** 0.5
+
+    def at_start(self, rho, degree):
+        return self
+
+
+@pytest.mark.parametrize(
+    "solver", [gf.solvers.Rodas5P(), gf.solvers.DeflatedRKC2(), diffrax.Tsit5()]
+)
+def test_the_curve_is_the_same_whatever_growth_is_taken_out(solver):
+    model = gf.models.MLP((3, 4, 1), gf.models.SmoothReLU(0.1), key=jax.random.key(1))
+    problem = gf.Problem(model, *separable(n=6))
+    options = {"to": 12.0, "saveat": [4.0, 8.0]}
+    reference = gf.integrate(problem, **options, rtol=1e-10)
+    traj = gf.integrate(problem, **options, rtol=1e-7, solver=solver, clock=_Growing())
+    for name in ("margins", "rho", "log_t", "path_length"):
+        np.testing.assert_allclose(traj[name], reference[name], rtol=1e-5, atol=1e-5)
+
+
+def test_log_risk_time_spares_solvers_the_growth_of_the_norm():
+    t = jnp.array(7e3)
+    assert gf.LogRiskTime().growth(t) is None
+    for degree in (None, 1.0):
+        assert gf.LogRiskTime().at_start(1.0, degree).growth(t) is None
+    grown = gf.LogRiskTime(0.5).at_start(1.0, 3.0)
+    assert grown.arc_length == 0.5
+    assert grown.growth(jnp.zeros(())) == 1
+    assert grown.growth(t) == pytest.approx(2.0)
+
+
 SOLVERS = [
     gf.solvers.Rodas5P(),
     gf.solvers.RKC2(),
