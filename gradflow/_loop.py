@@ -12,7 +12,8 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int
 
 from ._active import Activity, fits, on_active
-from ._flow import QUADRATURES, Flow, term, vector_field, with_path
+from ._flow import QUADRATURES, Flow, term, vector_field
+from ._quadratures import with_quadratures
 from ._saving import pending, save
 from ._state import (
     RUNNING,
@@ -144,19 +145,18 @@ def _step(settings: Settings, carry: Carry) -> Carry:
     y1, error, dense, solver_state, outcome = solver.step(
         term(), carry.t, carry.t_next, carry.y, flow, carry.solver_state, False
     )
-    interpolant = solver.interpolation_cls(t0=carry.t, t1=carry.t_next, **dense)
-    y1 = with_path(y1, interpolant, carry.t, carry.t_next)
     s1, shares = _measured(problem, flow.theta(carry.t_next, y1[0]))
     left_out = carry.activity.left_out(shares, settings.capacity)
     usable = (outcome == diffrax.RESULTS.successful) & jnp.isfinite(s1)
     usable = usable & (left_out <= settings.neglect)
+    scaled_error = _scaled_error(settings, carry, y1, s1, error, usable)
     kept, t, t_next, _, controller_state, _ = settings.controller.adapt_step_size(
         carry.t,
         carry.t_next,
         jnp.zeros_like(s1),
         jnp.zeros_like(s1),
         flow,
-        _scaled_error(settings, carry, y1, s1, error, usable),
+        scaled_error,
         error_order(solver),
         carry.controller_state,
     )
@@ -174,6 +174,8 @@ def _step(settings: Settings, carry: Carry) -> Carry:
     def pick(new, old):
         return jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, old)
 
+    interpolant = solver.interpolation_cls(t0=carry.t, t1=carry.t_next, **dense)
+    y1 = with_quadratures(y1, interpolant, carry.t, carry.t_next)
     new = Carry(
         y=pick(_with_clock(y1, s1), carry.y),
         t=jnp.asarray(t),
@@ -234,10 +236,12 @@ def _scaled_error(settings, carry, y1, s1, error, usable) -> Float[Array, ""]:
     drift = jnp.abs((s1 - carry.s) - ds)
     # Of a forward pass; in float64 far below any tolerance.
     rounding = 64 * settings.flow.problem.rounding * jnp.abs(s1)
-    # From t = 0 on, relative to where tL tends to, by d(tL)/ds = 1/|G|^2 - tL.
+    # Relative to what is left of tL and to the mean 1/|G|^2, to which it tends; a long
+    # step's end knows of the last unit of s only.
     change = y1[1][1] - carry.y[1][1]
-    time = jnp.abs(y1[1][1]) + jnp.abs(change) / jnp.maximum(jnp.abs(ds), tiny)
-    off = jnp.abs(error[1][1]) / jnp.maximum(time, tiny)
+    time = jnp.abs(carry.y[1][1]) * jnp.exp(-jnp.abs(ds))
+    time = time + jnp.abs(change) / jnp.maximum(jnp.abs(ds), tiny)
+    off = jnp.abs(error[1][1]) / (length * jnp.maximum(time, tiny))
     for found in (
         drift / (3 * settings.rtol * reach + rounding),
         off / ((30 * settings.rtol + rounding) * length),

@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from ._flow import measured_s, with_path
+from ._flow import measured_s
+from ._quadratures import with_quadratures
 from ._state import REACHED, Carry, Settings, solver_counts
 from .diagnostics.snapshot import snapshot
 
@@ -39,7 +40,7 @@ def save(settings, carry, buffers, rows):
             (carry.t, carry.s - target),
             _s_tolerance(problem, carry.s),
         )
-        y = with_path(interpolant.evaluate(t), interpolant, carry.t_prev, t)
+        y = with_quadratures(interpolant.evaluate(t), interpolant, carry.t_prev, t)
         return theta(t), y[1]
 
     y = jax.lax.cond(inside, found, lambda: (carry.theta(settings), carry.y[1]))
