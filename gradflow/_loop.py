@@ -176,6 +176,7 @@ def _step(settings: Settings, carry: Carry) -> Carry:
 
     interpolant = solver.interpolation_cls(t0=carry.t, t1=carry.t_next, **dense)
     y1 = with_quadratures(y1, interpolant, carry.t, carry.t_next)
+    state_again = _after_rejection(carry, solver, solver_state, scaled_error)
     new = Carry(
         y=pick(_with_clock(y1, s1), carry.y),
         t=jnp.asarray(t),
@@ -184,7 +185,7 @@ def _step(settings: Settings, carry: Carry) -> Carry:
         t_prev=pick(carry.t, carry.t_prev),
         s_prev=pick(carry.s, carry.s_prev),
         s_start=carry.s_start,
-        solver_state=pick(solver_state, _after_rejection(carry, solver, solver_state)),
+        solver_state=pick(solver_state, state_again),
         controller_state=controller_state,
         activity=activity,
         dense=pick(dense, carry.dense),
@@ -202,11 +203,11 @@ def _step(settings: Settings, carry: Carry) -> Carry:
     return judged(settings, carry, new, keep)
 
 
-def _after_rejection(carry, solver, new_state):
+def _after_rejection(carry, solver, new_state, error):
     """The solver's state to try again with; ours keep what the failed step taught."""
     rejected = getattr(solver, "rejected", None)
     before = carry.solver_state
-    return before if rejected is None else rejected(before, new_state)
+    return before if rejected is None else rejected(before, new_state, error)
 
 
 def _scaled_error(settings, carry, y1, s1, error, usable) -> Float[Array, ""]:

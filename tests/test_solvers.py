@@ -206,7 +206,7 @@ def test_state_keeps_structure_and_dtypes(solver, dtype):
     )
     for tree in (y1, error):
         assert [leaf.dtype for leaf in jax.tree.leaves(tree)] == [dtype, dtype]
-    kept = solver.rejected(state, new)
+    kept = solver.rejected(state, new, jnp.inf)
     assert jax.tree.structure(kept) == jax.tree.structure(state)
     assert solver.counts(kept)["gradient_evaluations"] > 0
 
@@ -317,7 +317,7 @@ def test_deflated_stages_keep_less_safety_while_steps_are_accepted(dtype, least)
     assert abs(taken[0] - expected(2.0)) <= 1
     assert abs(taken[-1] - expected(least)) <= 1
     assert np.all(np.diff(taken) <= 1)
-    tried = solver.rejected(before, state)
+    tried = solver.rejected(before, state, jnp.inf)
     again = stages(tried, step(y, tried)[3])
     # Of the bound half as much more, and of the safety two fifths, up to 2.
     assert abs(again - expected(1.5 * min(2.0, 1.4 * least))) <= 1

@@ -2,7 +2,8 @@
 (`DualRodas5P` in `gf.integrate` only).
 
 Beyond Diffrax's interface each has `counts(solver_state)`, the work done so far, and
-`rejected(before, after)`, the solver state to go on with after a rejected step.
+`rejected(before, after, error)`, the solver state to go on with after a rejected step
+whose error was so many times what is acceptable.
 """
 
 from .chebyshev import RKC2 as RKC2

@@ -122,12 +122,13 @@ class RKC2(AbstractChebyshev):
         result: Any = diffrax.RESULTS.successful  # Its type comes from untyped lineax.
         return tree1, unravel(error), info, state, result
 
-    def rejected(self, before: RKC2State, after: RKC2State) -> RKC2State:
+    def rejected(self, before: RKC2State, after: RKC2State, error) -> RKC2State:
         """The state to go on with when the step from `before` to `after` is rejected.
 
         Diffrax goes on with `before`, which is also correct, but forgets the work and
         does not look at the spectral radius again.
         """
+        del error
         return RKC2State(before.slope, before.spectral.doubted(), after.counts)
 
     def counts(self, solver_state: RKC2State) -> dict[str, Any]:
@@ -149,9 +150,15 @@ def stages_for(
 ) -> tuple[Int[Array, ""], Bool[Array, ""]]:
     """Stages for a step of which `scaled_radius` is the length times the spectral
     radius, and whether so many are allowed; the least number if not."""
-    wanted = jnp.maximum(1 + jnp.ceil(jnp.sqrt(1 + 1.54 * scaled_radius)), _FEWEST)
+    wanted = stable_stages(scaled_radius)
     possible = wanted <= max_stages
     return jnp.where(possible, wanted, _FEWEST).astype(int), possible
+
+
+def stable_stages(scaled_radius: Float[Array, ""]) -> Float[Array, ""]:
+    """The fewest stages that are stable for a step of which `scaled_radius` is the
+    length times the spectral radius."""
+    return jnp.maximum(1 + jnp.ceil(jnp.sqrt(1 + 1.54 * scaled_radius)), _FEWEST)
 
 
 class Inner(eqx.Module):

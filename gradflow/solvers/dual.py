@@ -123,9 +123,9 @@ class DualRodas5P(diffrax.AbstractAdaptiveSolver):
     def func(self, terms, t0, y0, args):
         return terms.vf(t0, y0, args)
 
-    def rejected(self, before: DualState, after: DualState) -> DualState:
+    def rejected(self, before: DualState, after: DualState, error) -> DualState:
         """As for `Rodas5P`."""
-        del before
+        del before, error
         return after
 
     def counts(self, solver_state: DualState) -> dict[str, Any]:

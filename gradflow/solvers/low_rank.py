@@ -69,6 +69,11 @@ class LowRankJacobian(eqx.Module):
         return self.asymmetry < _ASYMMETRIC
 
     @property
+    def rest(self) -> Float[Array, ""]:
+        """The bound on what steps have to be stable for."""
+        return jnp.where(self.symmetric, self.bound, self.radius)
+
+    @property
     def probes(self) -> int:
         """Products that an update takes."""
         rank, size = self.vectors.shape

@@ -211,12 +211,12 @@ class Rodas5P(diffrax.AbstractAdaptiveSolver):
     def func(self, terms, t0, y0, args) -> PyTree:
         return terms.vf(t0, y0, args)
 
-    def rejected(self, before: Counts, after: Counts) -> Counts:
+    def rejected(self, before: Counts, after: Counts, error) -> Counts:
         """The state to go on with when the step from `before` to `after` is rejected.
 
         Diffrax goes on with `before`, which is also correct, but forgets the work.
         """
-        del before
+        del before, error
         return after
 
     def counts(self, solver_state: Counts) -> dict[str, Any]:
