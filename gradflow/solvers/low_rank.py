@@ -17,6 +17,9 @@ _DOUBT = 1.5
 # does not count as symmetric. On gradient flows it stays below 0.03 wherever they are
 # stiff.
 _ASYMMETRIC = 0.1
+# Of a unit vector's square, times the unit roundoff: what is left of it beyond others
+# may be rounding.
+_ROUNDING = 1000
 # Length times bound that a step needs at least after one that failed.
 _CAUTION = 24.0
 
@@ -99,55 +102,62 @@ class LowRankJacobian(eqx.Module):
         self, product: Callable[[Float[Array, " k"]], Float[Array, " k"]]
     ) -> "LowRankJacobian":
         """The same after the products of all probes, `product(u)` being $Ju$."""
-        v, values = self.vectors, self.values
-        u = self._directions()
+        v, values, rank = self.vectors, self.values, self.values.size
+        rows = self._rows()
+        u = self._directions(rows)
         # One after the other: on a CPU three times as fast as a batch.
         images = jnp.stack([product(direction) for direction in u])
-        missing = images - (u @ v.T) @ (values[:, None] * v)
         # All directions but the last are rows of `v`.
-        basis = _extended(v, jnp.concatenate([u[-1:], missing]))
-        rank = len(v)
-        known = jnp.zeros(len(basis), v.dtype).at[:rank].set(values)
-        pu, pm = jnp.split(basis @ jnp.concatenate([u, missing]).T, 2, axis=1)
-        matrix = jnp.diag(known) + pm @ pu.T + pu @ pm.T
+        known = values[rows, None] * u[:-1], ((v @ u[-1] * values) @ v)[None]
+        missing = images - jnp.concatenate(known)
+        # From here on vectors are combinations of the rows of `w`, which takes two
+        # products with matrices as large as `v`.
+        sizes = jnp.linalg.norm(missing, axis=-1)
+        w = jnp.concatenate([v, u[-1:], unit(missing)])
+        inner = jnp.matmul(w, w.T, precision="highest")
+        basis, empty = _basis(inner, rank)
+        pu = basis @ inner[:, jnp.append(rows, rank)]
+        pm = basis @ (inner[:, rank + 1 :] * sizes[None])
+        before = jnp.zeros(len(basis), v.dtype).at[:rank].set(values)
+        matrix = jnp.diag(before) + pm @ pu.T + pu @ pm.T
         matrix = matrix - pu @ (pu.T @ pm) @ pu.T
         # Rows of zeros last, so that they are never kept.
-        empty = jnp.linalg.norm(basis[rank:], axis=-1) < 0.5
         large = jnp.where(empty, 1 + jnp.max(jnp.abs(matrix)), 0)
         matrix = matrix + jnp.diag(jnp.pad(large, (rank, 0)))
         new, rotation = jnp.linalg.eigh((matrix + matrix.T) / 2)
         new = jnp.minimum(new[:rank], 0)
         # One Newton-Schulz step for `v`, so that rounding never adds up.
         kept = rotation[:, :rank].T
-        gram = kept[:, :rank] @ (v @ v.T)
-        kept = kept.at[:, :rank].multiply(1.5).at[:, :rank].add(-0.5 * gram)
-        vectors = kept @ basis
+        gram = kept[:, :rank] @ inner[:rank, :rank]
+        kept = kept.at[:, :rank].multiply(1.5).at[:, :rank].add(-0.5 * gram) @ basis
+        vectors = jnp.matmul(kept, w, precision="highest")
         last = missing[-1]
-        power = last - (vectors @ last) @ vectors
-        seen = jnp.maximum(jnp.linalg.norm(last), _turning(u, images, missing))
+        power = last - ((kept @ inner[:, -1]) * sizes[-1]) @ vectors
+        products = u @ images.T
+        left = jnp.maximum(sizes[-1], _turning(sizes[:-1], jnp.diag(products)[:-1]))
         return LowRankJacobian(
             vectors,
             new,
             # Where nothing is missing, go on from where the iteration was.
-            unit(power + 1e-8 * self.power * jnp.linalg.norm(last)),
+            unit(power + 1e-8 * self.power * sizes[-1]),
             self.turn + 1,
-            jnp.maximum(_MEMORY * self.bound, jnp.maximum(seen, -new[-1])),
-            jnp.maximum(_MEMORY * self.asymmetry, _antisymmetric(u @ images.T)),
+            jnp.maximum(_MEMORY * self.bound, jnp.maximum(left, -new[-1])),
+            jnp.maximum(_MEMORY * self.asymmetry, _antisymmetric(products)),
             jnp.maximum(
                 _MEMORY * self.radius, jnp.max(jnp.linalg.norm(images, axis=-1))
             ),
         )
 
-    def _directions(self) -> Float[Array, "probes k"]:
-        rows = []
-        if self.probes > 1:
-            rows.append(self.vectors[0])
-        if self.probes > 2:
-            rows.append(self.vectors[1 + self.turn % (self.values.size - 1)])
-        power = self.power
-        for row in rows:
+    def _rows(self) -> Int[Array, " m"]:
+        """Which `vectors` are probes: the stiffest, and one of the others in turn."""
+        turn = 1 + self.turn % max(1, self.values.size - 1)
+        return jnp.stack([jnp.zeros_like(turn), turn])[: self.probes - 1]
+
+    def _directions(self, rows) -> Float[Array, "probes k"]:
+        probed, power = self.vectors[rows], self.power
+        for row in probed:
             power = power - row * (row @ power)
-        return jnp.stack([*rows, unit(power)])
+        return jnp.concatenate([probed, unit(power)[None]])
 
 
 def _antisymmetric(matrix: Float[Array, "m m"]) -> Float[Array, ""]:
@@ -155,26 +165,24 @@ def _antisymmetric(matrix: Float[Array, "m m"]) -> Float[Array, ""]:
     return jnp.linalg.norm(matrix - matrix.T) / jnp.where(size > 0, size, 1)
 
 
-def _turning(u, images, missing) -> Float[Array, ""]:
+def _turning(size, value) -> Float[Array, ""]:
     # A vector of value l that has turned by an angle a is missing l a off the diagonal;
-    # with l itself damped, that acts on the rest like l a^2. All but the last vector.
-    size = jnp.linalg.norm(missing, axis=-1)[:-1]
-    value = jnp.abs(jnp.sum(u * images, axis=-1))[:-1]
+    # with l itself damped, that acts on the rest like l a^2.
+    value = jnp.abs(value)
     acting = jnp.minimum(size, size**2 / jnp.where(value > 0, value, 1))
     return jnp.max(acting, initial=0)
 
 
-def _extended(v: Float[Array, "r k"], more: Float[Array, "m k"]) -> Array:
-    """`v`, with orthonormal rows, and an orthonormal basis of what `more` adds to its
-    span; rows of zeros where that is less than `more` has rows.
+def _basis(inner: Float[Array, "m m"], rank: int):
+    """Orthonormal combinations of vectors, the first `rank` of which are, by the inner
+    products of all.
 
-    By products of matrices and factorisations of small ones: LAPACK's threads would
-    spin on after a factorisation of a tall matrix and slow the gradients down.
+    **Returns:** the coefficients, (m, m), the first `rank` vectors coming first; and
+    whether what is left beyond them is zero, (m - rank,): so are their rows then.
     """
-    tolerance = 100 * jnp.finfo(v.dtype).eps
-    for _ in range(2):
-        more = unit(more)
-        more = more - (more @ v.T) @ v
-        squares, rotation = jnp.linalg.eigh(more @ more.T)
-        more = jnp.where((squares > tolerance)[:, None], rotation.T @ more, 0)
-    return jnp.concatenate([v, unit(more)])
+    cross, eye = inner[rank:, :rank], jnp.eye(len(inner), dtype=inner.dtype)
+    squares, rotation = jnp.linalg.eigh(inner[rank:, rank:] - cross @ cross.T)
+    empty = squares < _ROUNDING * jnp.finfo(inner.dtype).eps
+    scale = jnp.where(empty, 0, 1 / jnp.sqrt(jnp.where(empty, 1, squares)))
+    beyond = eye[rank:].at[:, :rank].set(-cross)
+    return jnp.concatenate([eye[:rank], scale[:, None] * (rotation.T @ beyond)]), empty
