@@ -17,7 +17,8 @@ class Result(enum.Enum):
     )
     clock_lost = (
         "the measured log-risk time fell out of step with the integrated one: lower "
-        "`rtol`, or use a stiff solver (`solver=None`)"
+        "`rtol`, use a stiff solver (`solver=None`), or float64 parameters if they are "
+        "float32"
     )
     chattering = (
         "steps stay a hundred times smaller than the tolerance asks for: the flow "
