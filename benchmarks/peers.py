@@ -23,17 +23,19 @@ def start_of(problem) -> float:
 
 # Compiled once for all runs of a problem.
 @jax.jit
-def _rate(problem, theta):
+def rate(problem, theta):
+    """dtheta/ds = G/|G|^2."""
     _, direction = problem.log_risk_and_direction(theta)
     return direction / jnp.vdot(direction, direction)
 
 
 @jax.jit
 def _jacobian(problem, theta):
-    return jax.jacfwd(_rate, argnums=1)(problem, theta)
+    return jax.jacfwd(rate, argnums=1)(problem, theta)
 
 
-def _atol(problem, rtol: float) -> float:
+def atol_of(problem, rtol: float) -> float:
+    """The absolute tolerance that goes with a relative one."""
     norm = float(jnp.linalg.norm(problem.theta))
     # Where a linear model starts, at zero, relative tolerances have no scale.
     return rtol * (norm / np.sqrt(problem.k) if norm else 1e-3)
@@ -51,17 +53,17 @@ def scipy(
     the parameters after each step."""
     began = time.perf_counter()
     jax.block_until_ready(
-        (_rate(problem, problem.theta), _jacobian(problem, problem.theta))
+        (rate(problem, problem.theta), _jacobian(problem, problem.theta))
     )
     compiled = time.perf_counter() - began
     began = time.perf_counter()
     solver = SCIPY[name](
-        lambda s, t: np.asarray(_rate(problem, t)),
+        lambda s, t: np.asarray(rate(problem, t)),
         start_of(problem),
         np.asarray(problem.theta),
         to,
         rtol=rtol,
-        atol=_atol(problem, rtol),
+        atol=atol_of(problem, rtol),
         jac=lambda s, t: np.asarray(_jacobian(problem, t)),
     )
     while solver.status == "running" and time.perf_counter() - began < budget:
@@ -82,10 +84,10 @@ def kencarp4(problem, to: float, rtol: float) -> dict[str, Any]:
     """Diffrax's KenCarp4, an implicit-explicit pair, with all of the flow implicit."""
     terms = diffrax.MultiTerm(
         diffrax.ODETerm(lambda t, y, args: jnp.zeros_like(y)),
-        diffrax.ODETerm(lambda t, y, problem: _rate(problem, y)),
+        diffrax.ODETerm(lambda t, y, problem: rate(problem, y)),
     )
 
-    atol = _atol(problem, rtol)
+    atol = atol_of(problem, rtol)
 
     @eqx.filter_jit
     def solve(problem, to):
@@ -125,7 +127,7 @@ def torchdiffeq(problem, to: float, budget: float, rtol: float) -> dict[str, Any
     from torchdiffeq import odeint
 
     began = time.perf_counter()
-    jax.block_until_ready(_rate(problem, problem.theta))
+    jax.block_until_ready(rate(problem, problem.theta))
     compiled = time.perf_counter() - began
     began, last = time.perf_counter(), [np.asarray(problem.theta), 0]
 
@@ -133,7 +135,7 @@ def torchdiffeq(problem, to: float, budget: float, rtol: float) -> dict[str, Any
         last[1] += 1
         if time.perf_counter() - began > budget:
             raise TimeoutError
-        return torch.from_numpy(np.array(_rate(problem, theta.numpy())))
+        return torch.from_numpy(np.array(rate(problem, theta.numpy())))
 
     def accepted(s, theta, step):
         last[0] = theta.numpy()
@@ -148,7 +150,7 @@ def torchdiffeq(problem, to: float, budget: float, rtol: float) -> dict[str, Any
             torch.from_numpy(np.array(problem.theta)),
             times,
             rtol=rtol,
-            atol=_atol(problem, rtol),
+            atol=atol_of(problem, rtol),
             method="dopri5",
         )
         last[0], result = path[-1].numpy(), "reached"
