@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .common import log_risk_time
+
 
 class SharpnessRK4:
     """RK4 on ln L with step 1 / sharpness, the rule of edge-of-stability scripts."""
@@ -95,7 +97,7 @@ def descent(problem, name: str, to: float, budget: float) -> dict[str, Any]:
     def chunk(problem, theta, memory, steps):
         def going(carry):
             theta, _, _, left = carry
-            s = jnp.log(problem.n) - problem.log_risk(theta)
+            s = log_risk_time(problem, theta)
             return (left > 0) & (s < to)
 
         def body(carry):

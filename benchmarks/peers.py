@@ -14,11 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.integrate import BDF, LSODA, Radau
 
+from .common import log_risk_time
+
 SCIPY = {"LSODA": LSODA, "BDF": BDF, "Radau": Radau}
-
-
-def start_of(problem) -> float:
-    return float(jnp.log(problem.n) - problem.log_risk(problem.theta))
 
 
 # Compiled once for all runs of a problem.
@@ -59,7 +57,7 @@ def scipy(
     began = time.perf_counter()
     solver = SCIPY[name](
         lambda s, t: np.asarray(rate(problem, t)),
-        start_of(problem),
+        float(log_risk_time(problem, problem.theta)),
         np.asarray(problem.theta),
         to,
         rtol=rtol,
@@ -94,7 +92,7 @@ def kencarp4(problem, to: float, rtol: float) -> dict[str, Any]:
         return diffrax.diffeqsolve(
             terms,
             diffrax.KenCarp4(),
-            problem.log_risk_time(problem.log_risk(problem.theta)),
+            log_risk_time(problem, problem.theta),
             to,
             None,
             problem.theta,
@@ -143,7 +141,8 @@ def torchdiffeq(problem, to: float, budget: float, rtol: float) -> dict[str, Any
     # Where the last accepted step began: not a stage of one still being tried.
     function.callback_accept_step = accepted
 
-    times = torch.tensor([start_of(problem), to], dtype=torch.float64)
+    start = float(log_risk_time(problem, problem.theta))
+    times = torch.tensor([start, to], dtype=torch.float64)
     try:
         path = odeint(
             function,

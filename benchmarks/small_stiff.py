@@ -21,7 +21,7 @@ import numpy as np
 
 import gradflow as gf
 
-from .common import options, write
+from .common import log_risk_time, options, write
 from .peers import atol_of, rate, scipy
 from .problems import PROBLEMS
 from .solvers import Reference
@@ -84,7 +84,7 @@ def diffeqsolve(problem, to, rtol):
         return diffrax.diffeqsolve(
             diffrax.ODETerm(lambda s, theta, problem: rate(problem, theta)),
             diffrax.Kvaerno5(),
-            problem.log_risk_time(problem.log_risk(problem.theta)),
+            log_risk_time(problem, problem.theta),
             to,
             1e-3,
             problem.theta,

@@ -27,7 +27,7 @@ from scipy.stats import binomtest
 
 import gradflow as gf
 
-from .common import options, write
+from .common import log_risk_time, options, write
 
 MEMBERS = 4000
 MAX_STEPS = 4000
@@ -56,7 +56,7 @@ def flow(problem, theta):
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(field),
         gf.solvers.Rodas5P(),
-        math.log(problem.n) - problem.log_risk(theta),
+        log_risk_time(problem, theta),
         TO,
         1e-4,
         theta,
