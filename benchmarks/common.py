@@ -100,11 +100,6 @@ def timed(chain) -> float:
     return (time.perf_counter() - began) / CHAINED
 
 
-def log_risk_time(problem, theta):
-    """s = ln(n/L) at `theta`."""
-    return problem.log_risk_time(problem.log_risk(theta))
-
-
 def work(stats: dict) -> int:
     """Passes over all examples: gradient evaluations, a Jacobian product as two."""
     return round(stats["passes"])

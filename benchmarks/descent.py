@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .common import log_risk_time
+from gradflow._flow import measured_s
 
 
 class SharpnessRK4:
@@ -97,7 +97,7 @@ def descent(problem, name: str, to: float, budget: float) -> dict[str, Any]:
     def chunk(problem, theta, memory, steps):
         def going(carry):
             theta, _, _, left = carry
-            s = log_risk_time(problem, theta)
+            s = measured_s(problem, theta)
             return (left > 0) & (s < to)
 
         def body(carry):

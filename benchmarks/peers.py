@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.integrate import BDF, LSODA, Radau
 
-from .common import log_risk_time
+from gradflow._flow import measured_s
 
 SCIPY = {"LSODA": LSODA, "BDF": BDF, "Radau": Radau}
 
@@ -57,7 +57,7 @@ def scipy(
     began = time.perf_counter()
     solver = SCIPY[name](
         lambda s, t: np.asarray(rate(problem, t)),
-        float(log_risk_time(problem, problem.theta)),
+        float(measured_s(problem, problem.theta)),
         np.asarray(problem.theta),
         to,
         rtol=rtol,
@@ -92,7 +92,7 @@ def kencarp4(problem, to: float, rtol: float) -> dict[str, Any]:
         return diffrax.diffeqsolve(
             terms,
             diffrax.KenCarp4(),
-            log_risk_time(problem, problem.theta),
+            measured_s(problem, problem.theta),
             to,
             None,
             problem.theta,
@@ -141,7 +141,7 @@ def torchdiffeq(problem, to: float, budget: float, rtol: float) -> dict[str, Any
     # Where the last accepted step began: not a stage of one still being tried.
     function.callback_accept_step = accepted
 
-    start = float(log_risk_time(problem, problem.theta))
+    start = float(measured_s(problem, problem.theta))
     times = torch.tensor([start, to], dtype=torch.float64)
     try:
         path = odeint(

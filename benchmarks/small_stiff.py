@@ -20,8 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import gradflow as gf
+from gradflow._flow import measured_s
 
-from .common import log_risk_time, options, write
+from .common import options, write
 from .peers import atol_of, rate, scipy
 from .problems import PROBLEMS
 from .solvers import Reference
@@ -84,7 +85,7 @@ def diffeqsolve(problem, to, rtol):
         return diffrax.diffeqsolve(
             diffrax.ODETerm(lambda s, theta, problem: rate(problem, theta)),
             diffrax.Kvaerno5(),
-            log_risk_time(problem, problem.theta),
+            measured_s(problem, problem.theta),
             to,
             1e-3,
             problem.theta,

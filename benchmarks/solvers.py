@@ -25,8 +25,9 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 
 import gradflow as gf
+from gradflow._flow import measured_s
 
-from .common import log_risk_time, work, write
+from .common import work, write
 from .descent import DESCENT, descent
 from .peers import SCIPY, kencarp4, scipy, torchdiffeq
 from .problems import PROBLEMS
@@ -89,7 +90,7 @@ class Reference:
         tight = 1e-5 if problem.batch_size is not None else tight
         tight = tight if rtol is None else rtol
         points = np.geomspace(1.0, 1.01 * to, count)
-        s0 = float(log_risk_time(problem, problem.theta))
+        s0 = float(measured_s(problem, problem.theta))
         self.problem, self.rtol = problem, tight
         traj = gf.integrate(
             problem,
@@ -107,7 +108,7 @@ class Reference:
     def error(self, theta) -> tuple[float, float | None]:
         """The true s, and the error there (none outside the reference)."""
         problem = self.problem
-        s = float(log_risk_time(problem, jnp.asarray(theta)))
+        s = float(measured_s(problem, jnp.asarray(theta)))
         if not self.s[0] < s < self.s[-1]:
             return s, None
         exact = self.along(np.log(s))

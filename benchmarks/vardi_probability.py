@@ -26,8 +26,9 @@ import numpy as np
 from scipy.stats import binomtest
 
 import gradflow as gf
+from gradflow._flow import measured_s
 
-from .common import log_risk_time, options, write
+from .common import options, write
 
 MEMBERS = 4000
 MAX_STEPS = 4000
@@ -56,7 +57,7 @@ def flow(problem, theta):
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(field),
         gf.solvers.Rodas5P(),
-        log_risk_time(problem, theta),
+        measured_s(problem, theta),
         TO,
         1e-4,
         theta,
