@@ -47,9 +47,12 @@ class Scale(eqx.Module):
         r"""$\varepsilon\lVert w\rVert
         \sqrt{\lVert h\rVert^2 + \delta^2\,\text{reference}}$, as preactivations."""
         norm = safe_sqrt(self.inputs + delta**2 * self.reference)
-        # A matrix product, because its derivatives are too: the sums over examples
-        # that a broadcast product leads to cost more than the activation itself.
-        return norm[..., None] @ (eps * self.weight)[None]
+        if norm.ndim > 0:
+            return jnp.multiply.outer(norm, eps * self.weight)
+        # A matrix product over all examples, since its derivatives are too: the sums
+        # that a broadcast product leads to cost more than a dense layer's activation.
+        # With positions besides, it is the matrix product that costs more.
+        return norm[None] @ (eps * self.weight)[None]
 
 
 @jax.custom_jvp
