@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._flow import term
 from ._problem import Problem
 from ._state import error_order
 from .diagnostics.common import all_outputs, coupled
@@ -42,11 +43,32 @@ def checked_solver(
             f"`solver={type(solver).__name__}()` has no error estimate, so steps "
             "cannot be chosen: use an adaptive solver such as `gf.solvers.Rodas5P()`."
         )
-    if isinstance(solver, diffrax.AbstractImplicitSolver):
-        # `diffeqsolve` fills in these tolerances from its controller; so do we.
-        root_finder = diffrax.VeryChord(rtol=rtol, atol=rtol, norm=_parameters_norm)
-        solver = eqx.tree_at(lambda s: s.root_finder, solver, root_finder)
-    return solver
+    structure = solver.term_structure
+    if not (isinstance(structure, type) and isinstance(term(), structure)):
+        raise ValueError(
+            f"`solver={type(solver).__name__}()` is for systems of several terms, and "
+            "the flow is one: use a solver such as `diffrax.Kvaerno5()` in place of an "
+            "implicit-explicit one, or `gf.solvers.Rodas5P()`."
+        )
+    return _with_tolerances(solver, rtol)
+
+
+def _with_tolerances(solver: Any, rtol: float) -> diffrax.AbstractSolver:
+    """With those of its root finder's tolerances set that are left to the controller,
+    as `diffeqsolve` does it."""
+    if isinstance(solver, diffrax.HalfSolver):
+        wrapped = _with_tolerances(solver.solver, rtol)
+        return eqx.tree_at(lambda s: s.solver, solver, wrapped)
+    if not isinstance(solver, diffrax.AbstractImplicitSolver):
+        return solver
+    unset = diffrax.with_stepsize_controller_tols(diffrax.VeryChord)().rtol
+    ours = {"rtol": rtol, "atol": rtol, "norm": _parameters_norm}
+    names = [n for n in ours if getattr(solver.root_finder, n) is unset]
+    return eqx.tree_at(
+        lambda s: [getattr(s.root_finder, n) for n in names],
+        solver,
+        [ours[n] for n in names],
+    )
 
 
 def step_size_controller(solver: diffrax.AbstractSolver) -> diffrax.PIDController:

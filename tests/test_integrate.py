@@ -236,6 +236,7 @@ SOLVERS = [
     diffrax.Tsit5(),
     diffrax.Dopri8(),
     diffrax.Kvaerno5(),
+    diffrax.HalfSolver(diffrax.Kvaerno3()),
 ]
 
 
@@ -246,8 +247,21 @@ def test_every_solver_is_accepted_and_counts_its_work(solver):
     assert traj.result is gf.Result.reached
     np.testing.assert_allclose(traj.s, np.linspace(traj.s[0], 6.0, 5), atol=1e-8)
     assert np.max(np.abs(traj["clock_correction"])) < 1e-3
-    if not isinstance(solver, diffrax.Kvaerno5):
+    if not isinstance(solver, diffrax.AbstractImplicitSolver):
         assert traj.stats["gradient_evaluations"] >= 2 * traj.stats["steps"]
+
+
+def test_a_root_finder_keeps_the_tolerances_that_it_has():
+    norm = jnp.linalg.norm
+    finder = diffrax.VeryChord(rtol=1e-10, atol=1e-12, norm=lambda y: norm(y[0]))
+    problem = gf.Problem(gf.models.Linear(3), *separable(n=6))
+    for own, solver in (
+        (False, diffrax.Kvaerno3()),
+        (True, diffrax.Kvaerno3(root_finder=finder)),
+    ):
+        traj = gf.integrate(problem, to=3.0, rtol=1e-3, solver=solver)
+        assert ("rtol=1e-10, atol=1e-12" in traj.config["solver"]) is own
+        assert ("rtol=0.001, atol=0.001" in traj.config["solver"]) is not own
 
 
 def test_the_clock_is_corrected_by_what_each_step_may_be_off():
@@ -383,6 +397,7 @@ def test_plain_relu_that_chatters_is_named_with_the_remedy(solver):
         ({"to": np.inf}, "`to` must be finite"),
         ({"solver": "rk4"}, "`solver` must be a Diffrax solver"),
         ({"solver": diffrax.Euler()}, "has no error estimate"),
+        ({"solver": diffrax.KenCarp4()}, "systems of several terms"),
         ({"rtol": 0.0}, "`rtol` must lie in"),
         ({"atol": -1.0}, "`atol` must not be negative"),
         ({"saveat": 1}, "at least 2 points"),
