@@ -19,7 +19,7 @@ from ._compile import Interrupt, Interrupted, compiled, shapes, wait
 from ._progress import Progress
 from ._results import Result
 from ._trajectory import Trajectory
-from ._verdict import vanished
+from ._verdict import seen_from_the_gradient
 
 _CODES = {
     state.REACHED: Result.reached,
@@ -133,12 +133,11 @@ class Run:
         )
 
     def _named(self, carry) -> Result:
-        result, problem = _CODES[int(carry.result)], self.settings.flow.problem
-        if result is Result.step_underflow and bool(
-            vanished(problem, carry.theta(self.settings))
-        ):
-            return Result.stationary
-        return result
+        result = _CODES[int(carry.result)]
+        if result not in (Result.step_underflow, Result.stationary):
+            return result
+        problem, theta = self.settings.flow.problem, carry.theta(self.settings)
+        return seen_from_the_gradient(problem, theta, result)
 
     def _checkpoint(self, carry, force=False):
         if self.store is None or carry is None:

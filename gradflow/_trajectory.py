@@ -187,7 +187,7 @@ class Trajectory(Mapping[str, np.ndarray]):
 
     @staticmethod
     def load(path: str | Path, *, model: Any = None) -> "Trajectory":
-        """Reads a file of `save`.
+        """Reads a file of `save`, or the `trajectory.nc` in the folder of a run.
 
         `model` is returned as the trajectory's model if the file holds none; classes of
         a stored model are looked up in modules that are already imported.
@@ -195,6 +195,8 @@ class Trajectory(Mapping[str, np.ndarray]):
         **Raises:** `FileNotFoundError`; `ValueError` for a file of another kind, or one
         whose model class is not imported.
         """
+        path = Path(path)
+        path = path / "trajectory.nc" if path.is_dir() else path
         try:
             with xr.open_dataset(path, engine="h5netcdf") as opened:
                 dataset = opened.load()

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ._problem import Problem
+from ._results import Result
 from ._state import (
     CHATTERING,
     CLOCK_LOST,
@@ -17,6 +18,9 @@ from ._state import (
 )
 
 _STALL_STEPS = 50
+# Of ln L: at the stationary points of our tests and examples it is 1e-5 at most, and
+# above 1 wherever steps came to nothing elsewhere.
+_FALLING = 0.1
 
 
 def judged(settings: Settings, before: Carry, after: Carry, keep) -> Carry:
@@ -31,17 +35,29 @@ def judged(settings: Settings, before: Carry, after: Carry, keep) -> Carry:
     return _verdict(settings, _watch_pace(settings, after, progress))
 
 
-@eqx.filter_jit
-def vanished(problem: Problem, theta: Float[Array, " k"]) -> Bool[Array, ""]:
-    """Whether ln L would change by less than rounding if theta moved by its own size.
+def seen_from_the_gradient(
+    problem: Problem, theta: Float[Array, " k"], result: Result
+) -> Result:
+    """The result of a flow whose steps came to nothing, by what ln L would change if
+    theta moved by its own size, or by 1 where that is more.
 
-    So it does where every example is either fitted far beyond rounding or lost: with
-    all its neurons off it keeps the margin zero, and the risk stays above its loss. The
-    others' margins may grow until the square of the gradient underflows.
+    Where that is less than rounding every example is either fitted far beyond rounding
+    or lost: with all its neurons off it keeps the margin zero, and the risk stays above
+    its loss. The others' margins may grow until the square of the gradient underflows.
+    Where it is not small, the risk does fall, and it is the steps that do not.
     """
+    change = float(_change_of_log_risk(problem, theta))
+    if result is Result.step_underflow and change < problem.rounding:
+        return Result.stationary
+    if result is Result.stationary and change > _FALLING:
+        return Result.chattering
+    return result
+
+
+@eqx.filter_jit
+def _change_of_log_risk(problem, theta) -> Float[Array, ""]:
     _, direction = problem.log_risk_and_direction(theta)
-    rho = jnp.linalg.norm(theta)
-    return (rho > 0) & (jnp.linalg.norm(direction) * rho < problem.rounding)
+    return jnp.linalg.norm(direction) * jnp.maximum(jnp.linalg.norm(theta), 1)
 
 
 def _watch_stall(

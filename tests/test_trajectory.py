@@ -107,7 +107,7 @@ def test_ctrl_c_keeps_everything_up_to_there(tmp_path):
     assert traj.result is gf.Result.interrupted
     assert took < 3.0
     assert traj.stats["steps"] > 1 and traj.s[-1] > traj.s[0]
-    on_disk = gf.Trajectory.load(tmp_path / "trajectory.nc")
+    on_disk = gf.Trajectory.load(tmp_path)
     np.testing.assert_array_equal(on_disk.s, traj.s)
     more = gf.integrate(problem, **options, max_steps=traj.stats["steps"] + 50)
     assert more.s[-1] > traj.s[-1]

@@ -1,0 +1,79 @@
+"""How flows end before they get where they were asked to go."""
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gradflow as gf
+
+from .helpers import separable
+
+
+def test_not_separable_ends_stationary_with_the_trajectory():
+    x, y = separable(n=6)
+    x = jnp.concatenate([x, x])
+    y = jnp.concatenate([y, -y])  # Every point with both labels.
+    problem = gf.Problem(gf.models.Linear(3, key=jax.random.key(0)), x, y)
+    traj = gf.integrate(problem, to=100.0)
+    assert traj.result is gf.Result.stationary
+    # The minimum is theta = 0 with risk n ln 2.
+    assert traj["log_risk"][-1] == pytest.approx(np.log(12 * np.log(2)), abs=1e-6)
+    assert not traj.certificate().passed
+
+
+class Timid(diffrax.Heun):
+    """Estimates errors so many times too large that no step comes anywhere."""
+
+    factor: float = 1.0
+
+    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
+        y1, error, dense, state, result = super().step(
+            terms, t0, t1, y0, args, solver_state, made_jump
+        )
+        error = jax.tree.map(lambda e: self.factor * e, error)
+        return y1, error, dense, state, result
+
+
+@pytest.mark.parametrize("factor", [1e12, 1e16, 1e30])
+@pytest.mark.parametrize("scale", [0.0, 1e-6, 1.0])
+def test_steps_that_come_to_nothing_while_the_risk_falls(factor, scale):
+    """Regression: called `stationary`, and the data not separable."""
+    model = gf.models.Linear(3, key=jax.random.key(0), scale=scale)
+    problem = gf.Problem(model, *separable(n=6))
+    traj = gf.integrate(problem, to=9.0, solver=Timid(factor=factor), throw=False)
+    assert traj.result in (gf.Result.chattering, gf.Result.step_underflow)
+
+
+def test_limits_end_a_flow_by_name():
+    problem = gf.Problem(gf.models.Linear(3), *separable(n=6))
+    traj = gf.integrate(problem, to=50.0, max_steps=10)
+    assert traj.result is gf.Result.step_limit
+    assert traj.stats["steps"] + traj.stats["rejected_steps"] == 10
+    assert 0 < traj.s[-1] < 50.0
+    assert str(traj.result).startswith("step_limit: ")
+    traj = gf.integrate(problem, to=50.0, max_seconds=0.0)
+    assert traj.result is gf.Result.time_limit
+
+
+def test_explicit_solver_is_caught_when_its_clock_is_lost():
+    """Steps far beyond the stability limit end as an error, never as an s reached."""
+    x, y = gf.datasets.iris()
+    model = gf.models.MLP((x.shape[1], 8, 1), gf.models.ReLU(), key=jax.random.key(1))
+    problem = gf.Problem(model, x, y)
+    traj = gf.integrate(problem, to=30.0, rtol=1.0, solver=diffrax.Tsit5(), throw=False)
+    corrected = np.max(np.abs(traj["clock_correction"]))
+    assert corrected < 0.1 or not traj.certificate()["clock correction"].passed
+
+
+@pytest.mark.parametrize("solver", [None, diffrax.Tsit5()], ids=["Rodas5P", "Tsit5"])
+def test_plain_relu_that_chatters_is_named_with_the_remedy(solver):
+    x, y = gf.datasets.iris("versicolor")
+    model = gf.models.TwoLayer(
+        5, 10, gf.models.ReLU(), key=jax.random.key(0), train_outer=True
+    )
+    with pytest.raises(gf.FlowError, match="chattering: .* smoothed") as caught:
+        gf.integrate(gf.Problem(model, x, y), to=100.0, solver=solver)
+    stats = caught.value.trajectory.stats
+    assert stats["steps"] + stats["rejected_steps"] <= 1500
