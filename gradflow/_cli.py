@@ -18,8 +18,8 @@ from . import datasets, plot
 from ._cli_request import Run, recorded, request
 from ._integrate import integrate
 from ._problem import Problem
+from ._record import digest
 from ._results import Result
-from ._settings import digest
 from ._trajectory import Trajectory
 
 

@@ -6,29 +6,28 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
-from ._clocks import AbstractClock, chosen
-from ._flow import Flow, measured_s
-from ._problem import Problem
-from ._results import FlowError, Result
-from ._run import Run, listening
-from ._runfolder import RunFolder
-from ._settings import (
+from ._arguments import (
+    checked_clock,
+    checked_diagnostics,
+    checked_limits,
     checked_neglect,
     checked_saves,
     checked_solver,
-    describe,
     step_size_controller,
     warn_about_precision,
 )
+from ._clocks import AbstractClock
+from ._flow import Flow, measured_s
+from ._problem import Problem
+from ._record import describe
+from ._results import FlowError, Result
+from ._run import Run, listening
+from ._runfolder import RunFolder
 from ._state import Settings
 from ._trajectory import Trajectory
 from .diagnostics.snapshot import Snapshot
-from .diagnostics.standard import standard
-
-_NO_LIMIT = np.iinfo(np.int32).max
 
 Diagnostic = Callable[[Snapshot], dict[str, Array]]
 
@@ -105,10 +104,12 @@ def integrate(
     saves = checked_saves(saveat, s0, to)
     warn_about_precision(problem, to)
     neglect = checked_neglect(neglect, problem, to, solver)
-    clock = chosen(problem) if clock is None else clock
+    clock = checked_clock(clock, problem)
+    diagnostics = checked_diagnostics(diagnostics)
+    limits = checked_limits(
+        max_steps=max_steps, patience=patience, max_seconds=max_seconds
+    )
     rho = float(jnp.linalg.norm(problem.theta))
-    if diagnostics is None:
-        diagnostics = (standard,)
     settings = Settings(
         flow=Flow(problem, clock.at_start(rho, problem.degree)),
         solver=solver,
@@ -116,11 +117,11 @@ def integrate(
         rtol=jnp.asarray(rtol, problem.theta.dtype),
         atol=jnp.asarray(0.0 if atol is None else atol, problem.theta.dtype),
         saves=jnp.asarray(saves, problem.theta.dtype),
-        max_steps=jnp.asarray(_NO_LIMIT if max_steps is None else max_steps),
-        patience=jnp.asarray(_NO_LIMIT if patience is None else patience),
+        max_steps=jnp.asarray(limits["max_steps"]),
+        patience=jnp.asarray(limits["patience"]),
         neglect=jnp.asarray(neglect, problem.theta.dtype),
         capacity=problem.n,
-        diagnostics=tuple(diagnostics),
+        diagnostics=diagnostics,
     )
     config = describe(settings, to, rtol, atol, s0)
     store = None if folder is None else RunFolder(folder, config)

@@ -342,6 +342,11 @@ def _checked_data(x, y, one_class) -> tuple[Array, Array]:
             f"`x` is NaN or infinite in {len(bad)} examples (first: {bad[0]}): "
             "remove or impute them."
         )
+    if not (np.issubdtype(y.dtype, np.number) or y.dtype == bool):
+        raise ValueError(
+            f"`y` has dtype {y.dtype}: pass labels -1 and +1 for one output, or the "
+            "classes' numbers 0, 1, ... for several."
+        )
     if not np.all(np.isfinite(np.asarray(y))):
         raise ValueError("`y` holds NaN or infinity: remove those examples.")
     if not one_class and len(np.unique(np.asarray(y))) == 1 and len(y) > 1:

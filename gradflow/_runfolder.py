@@ -28,6 +28,8 @@ class RunFolder:
         self.config = config
         self.written = -np.inf
         self.cost = 0.0
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"`folder={self.folder}` is a file: choose another name.")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path = self.folder / "checkpoint.eqx"
         if not self.path.exists() and (self.folder / "trajectory.nc").exists():

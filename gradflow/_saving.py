@@ -108,8 +108,20 @@ def saved_row(settings: Settings, carry: Carry, theta, quadratures) -> dict[str,
         return {"s": problem.log_risk_time(log_risk), "log_risk": log_risk} | work
     snap = snapshot(problem, theta, quadratures)
     row = {"s": snap.s, "log_risk": snap.log_risk} | work
+    reserved = set(row)
     for diagnostic in settings.diagnostics:
-        row.update(diagnostic(snap))
+        found = diagnostic(snap)
+        if not isinstance(found, dict):
+            raise ValueError(
+                f"The diagnostic {diagnostic!r} returned a {type(found).__name__}: "
+                "expected a dict of arrays by name."
+            )
+        if taken := sorted(reserved & set(found)):
+            raise ValueError(
+                f"The diagnostic {diagnostic!r} returned {taken}, which every saved "
+                "point has: choose other names."
+            )
+        row.update(found)
     return row
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import gradflow as gf
 from gradflow._active import Activity, fitting
-from gradflow._settings import checked_neglect
+from gradflow._arguments import checked_neglect
 
 
 def _clouds(n=600):

@@ -11,6 +11,12 @@ from scipy.integrate import solve_ivp
 
 import gradflow as gf
 from gradflow import _saving
+from gradflow._arguments import (
+    checked_clock,
+    checked_diagnostics,
+    checked_limits,
+    checked_saves,
+)
 from gradflow._clocks import chosen
 
 from .helpers import separable
@@ -349,7 +355,7 @@ def test_float32_reaches_far_and_agrees():
     "options, match",
     [
         ({"to": -5.0}, r"`to=-5` is not beyond the start"),
-        ({"to": np.inf}, "`to` must be finite"),
+        ({"to": np.inf}, "`to` must be a finite number"),
         ({"solver": "rk4"}, "`solver` must be a Diffrax solver"),
         ({"solver": diffrax.Euler()}, "has no error estimate"),
         ({"solver": diffrax.KenCarp4()}, "systems of several terms"),
@@ -357,7 +363,13 @@ def test_float32_reaches_far_and_agrees():
         ({"atol": -1.0}, "`atol` must not be negative"),
         ({"saveat": 1}, "at least 2 points"),
         ({"saveat": [3.0, 2.0]}, "increasing s-values"),
+        ({"saveat": "all"}, "increasing s-values; got 'all'"),
         ({"saveat": [3.0, 2000.0]}, "outside the flow's range"),
+        ({"max_steps": -1}, "`max_steps` must be a number from 0 on"),
+        ({"patience": -1}, "`patience` must be a number from 0 on"),
+        ({"diagnostics": (lambda snap: snap.theta,)}, "expected a dict of arrays"),
+        ({"diagnostics": (lambda snap: {"s": snap.s},)}, r"returned \['s'\], which"),
+        ({"folder": __file__}, "is a file"),
         ({"clock": gf.LogNormTime()}, "needs parameters that are not all zero"),
     ],
 )
@@ -365,3 +377,22 @@ def test_bad_settings_are_named(options, match):
     problem = gf.Problem(gf.models.Linear(3), *separable(n=6))
     with pytest.raises(ValueError, match=match):
         gf.integrate(problem, **({"to": 10.0} | options))
+
+
+ONE = gf.Problem(gf.models.Linear(1), np.ones((1, 1)), np.ones(1), one_class=True)
+
+
+@pytest.mark.parametrize(
+    "check, value, match",
+    [
+        (lambda to: checked_saves(2, 0.0, to), "far", "`to` must be a finite number"),
+        (lambda n: checked_limits(max_seconds=n), "60", "`max_seconds` must be a num"),
+        (checked_diagnostics, gf.diagnostics.standard, "a sequence of functions"),
+        (checked_diagnostics, ("alignment",), "a sequence of functions"),
+        (lambda clock: checked_clock(clock, ONE), "s", "must be a gradflow clock"),
+    ],
+)
+def test_settings_of_another_type_are_named(check, value, match):
+    """Those that the test suite's type checker would not let through."""
+    with pytest.raises(ValueError, match=match):
+        check(value)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import gradflow as gf
-from gradflow._settings import warn_about_precision
+from gradflow._arguments import warn_about_precision
 
 M = gf.models
 KEY = jax.random.key(3)

@@ -26,6 +26,11 @@ def _network(dtype=jnp.float64, widths=(3, 4, 1), key=0):
     return jax.tree.map(lambda w: w.astype(dtype), model)
 
 
+def _activated(activation):
+    model = gf.models.MLP((3, 4, 1), key=jax.random.key(0))
+    return eqx.tree_at(lambda m: m.activation, model, activation)
+
+
 def _normalised():
     dense, last = (
         gf.models.Dense(3, 4, key=jax.random.key(0)),
@@ -267,6 +272,8 @@ NAN = X.at[3, 1].set(jnp.nan)
         (None, X, Y, {"degree": 3}, "measured by Euler's identity is 2"),
         (None, X, Y, {"degree": 2, "homogeneous": False}, "leave one"),
         (None, X, Y, {"loss": "logistic"}, "`loss` must be a gradflow loss"),
+        (None, X, np.where(Y > 0, "yes", "no"), {}, "`y` has dtype <U3: pass labels"),
+        (_activated(jnp.tanh), X, Y, {}, "must be those of `gf.models`"),
         (None, X, Y, {"batch_size": 0}, "`batch_size` must be positive"),
         (_normalised(), X, Y, {"batch_size": 4}, "BatchNorm is over all examples"),
         (Biased(jnp.ones(3)), X, Y, {}, "`model` is not homogeneous"),

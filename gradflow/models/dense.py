@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._parameters import Fixed
@@ -13,7 +14,8 @@ from .layers import Dense, Signal, apply, output
 
 
 def _check_widths(widths):
-    if len(widths) < 2 or any(w < 1 or w != int(w) for w in widths):
+    whole = all(isinstance(w, int | np.integer) and w >= 1 for w in widths)
+    if len(widths) < 2 or not whole:
         raise ValueError(
             f"`widths` must hold at least two positive whole numbers, from the input "
             f"to the output; got {tuple(widths)}."

@@ -54,8 +54,13 @@ def apply(
     for layer in layers:
         if isinstance(layer, AbstractActivation):
             signal = _activate(layer, signal)
-        else:
+        elif isinstance(layer, AbstractLayer):
             signal = layer(signal)
+        else:
+            raise ValueError(
+                "Layers and activations must be those of `gf.models`, such as "
+                f"`gf.models.ReLU()`, or subclasses of them; got {layer!r}."
+            )
     return signal
 
 

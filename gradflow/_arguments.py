@@ -1,21 +1,21 @@
-"""Checks and defaults of `integrate`'s arguments, and the record of them."""
+"""Checks and defaults of `integrate`'s arguments."""
 
-import hashlib
 import math
 import warnings
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import diffrax
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._clocks import AbstractClock, chosen
 from ._flow import term
 from ._problem import Problem
 from ._state import error_order
 from .diagnostics.common import all_outputs, coupled
+from .diagnostics.standard import standard
 from .solvers import DualRodas5P, choose
 
 # Examples times parameters times s from which on leaving examples out saves more than
@@ -89,11 +89,11 @@ def _parameters_norm(y):
     return jnp.sqrt(jnp.mean(theta**2))
 
 
-def checked_saves(saveat, s0: float, to: float | int) -> np.ndarray:
+def checked_saves(saveat: Any, s0: float, to: Any) -> np.ndarray:
     """The s-values to save at, from the start to `to`, both included."""
+    if not (_is_number(to) and math.isfinite(to)):
+        raise ValueError(f"`to` must be a finite number; got {to!r}.")
     to = float(to)
-    if not math.isfinite(to):
-        raise ValueError(f"`to` must be finite; got {to}.")
     if not to > s0:
         raise ValueError(
             f"`to={to:g}` is not beyond the start, which has ln(n/L) = {s0:.6g}: ask "
@@ -107,15 +107,60 @@ def checked_saves(saveat, s0: float, to: float | int) -> np.ndarray:
         # Even in ln s: a shift makes the start positive, whatever s0 is.
         shift = 1.0 - s0
         return np.geomspace(1.0, to + shift, saveat) - shift
-    points = np.asarray(saveat, dtype=float)
-    if points.ndim != 1 or not np.all(np.diff(points) > 0):
-        raise ValueError("`saveat` must be a number or increasing s-values.")
+    points = np.asarray(saveat)
+    kind = np.issubdtype(points.dtype, np.number) or not points.size
+    if not kind or points.ndim != 1 or not np.all(np.diff(points) > 0):
+        raise ValueError(
+            "`saveat` must be a whole number, how many points are to be saved, or "
+            f"increasing s-values; got {saveat!r}."
+        )
+    points = points.astype(float)
     if points.size and (points[0] < s0 or points[-1] > to):
         raise ValueError(
             f"`saveat` spans [{points[0]:g}, {points[-1]:g}], outside the flow's range "
             f"[{s0:.6g}, {to:g}]."
         )
     return np.unique(np.concatenate([[s0], points, [to]]))
+
+
+def checked_limits(**limits: Any) -> dict[str, Any]:
+    """The limits by name, with one that nothing reaches for `None`."""
+    for name, value in limits.items():
+        if value is not None and not (_is_number(value) and value >= 0):
+            raise ValueError(
+                f"`{name}` must be a number from 0 on, or None for no limit; got "
+                f"{value!r}."
+            )
+    none = np.iinfo(np.int32).max
+    return {name: none if v is None else v for name, v in limits.items()}
+
+
+def _is_number(value: Any) -> bool:
+    return np.ndim(value) == 0 and np.issubdtype(np.asarray(value).dtype, np.number)
+
+
+def checked_clock(clock: Any, problem: Problem) -> AbstractClock:
+    """The clock to use."""
+    if clock is None:
+        return chosen(problem)
+    if not isinstance(clock, AbstractClock):
+        raise ValueError(
+            "`clock` must be a gradflow clock such as `gf.LogRiskTime()`; got "
+            f"{clock!r}."
+        )
+    return clock
+
+
+def checked_diagnostics(diagnostics: Any) -> tuple[Callable, ...]:
+    """The functions to evaluate at saved points."""
+    if diagnostics is None:
+        return (standard,)
+    if not (isinstance(diagnostics, Sequence) and all(map(callable, diagnostics))):
+        raise ValueError(
+            "`diagnostics` must be a sequence of functions of a `Snapshot`, such as "
+            f"`(gf.diagnostics.standard,)`; got {diagnostics!r}."
+        )
+    return tuple(diagnostics)
 
 
 def checked_neglect(
@@ -167,55 +212,3 @@ def warn_about_precision(problem: Problem, to: float | int):
         f"{1e-3 / eps:.0f} are not to be trusted. {remedy}",
         stacklevel=3,
     )
-
-
-def describe(settings, to, rtol, atol, s0) -> dict[str, Any]:
-    """Everything that decides the numbers of a run, as JSON values."""
-    problem = settings.flow.problem
-    return {
-        "to": float(to),
-        "s0": s0,
-        "rtol": float(rtol),
-        "atol": 0.0 if atol is None else float(atol),
-        "neglect": float(settings.neglect),
-        "saves": [float(s) for s in settings.saves],
-        "solver": _text(settings.solver),
-        "clock": _text(settings.flow.clock),
-        "loss": _text(problem.loss),
-        "log_loss_at_zero": float(problem.loss.log_loss(jnp.zeros(()))),
-        "diagnostics": [
-            getattr(d, "__qualname__", type(d).__name__) for d in settings.diagnostics
-        ],
-        "n": problem.n,
-        "k": problem.k,
-        "classes": _classes(problem),
-        "degree": problem.degree,
-        "layers": list(problem.layer_names),
-        "layer_degrees": list(problem.layer_degrees),
-        "dtype": str(problem.theta.dtype),
-        "rounding": problem.rounding,
-        "batch_size": problem.batch_size,
-        "data": digest(problem),
-        "gradflow": version("gradflow-jax"),
-        "jax": jax.__version__,
-        "device": jax.devices()[0].device_kind,
-    }
-
-
-def _classes(problem) -> int:
-    shape = problem.output_shape
-    return 2 if shape[:1] in ((), (1,)) else shape[0]
-
-
-def _text(module) -> str:
-    return " ".join(eqx.tree_pformat(module, width=10_000, short_arrays=False).split())
-
-
-def digest(problem: Problem) -> str:
-    """Tells data, initial parameters and constants of one problem from another's."""
-    made = hashlib.sha256()
-    for leaf in jax.tree.leaves((problem.x, problem.y, problem.theta, problem.frozen)):
-        if eqx.is_array(leaf):
-            made.update(np.asarray(leaf).tobytes())
-            made.update(str((leaf.shape, leaf.dtype)).encode())
-    return made.hexdigest()[:16]

@@ -1,0 +1,64 @@
+"""The record of what decides the numbers of a run."""
+
+import hashlib
+from importlib.metadata import version
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._problem import Problem
+
+
+def describe(settings, to, rtol, atol, s0) -> dict[str, Any]:
+    """Everything that decides the numbers of a run, as JSON values."""
+    problem = settings.flow.problem
+    return {
+        "to": float(to),
+        "s0": s0,
+        "rtol": float(rtol),
+        "atol": 0.0 if atol is None else float(atol),
+        "neglect": float(settings.neglect),
+        "saves": [float(s) for s in settings.saves],
+        "solver": _text(settings.solver),
+        "clock": _text(settings.flow.clock),
+        "loss": _text(problem.loss),
+        "log_loss_at_zero": float(problem.loss.log_loss(jnp.zeros(()))),
+        "diagnostics": [
+            getattr(d, "__qualname__", type(d).__name__) for d in settings.diagnostics
+        ],
+        "n": problem.n,
+        "k": problem.k,
+        "classes": _classes(problem),
+        "degree": problem.degree,
+        "layers": list(problem.layer_names),
+        "layer_degrees": list(problem.layer_degrees),
+        "dtype": str(problem.theta.dtype),
+        "rounding": problem.rounding,
+        "batch_size": problem.batch_size,
+        "data": digest(problem),
+        "gradflow": version("gradflow-jax"),
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def _classes(problem) -> int:
+    shape = problem.output_shape
+    return 2 if shape[:1] in ((), (1,)) else shape[0]
+
+
+def _text(module) -> str:
+    return " ".join(eqx.tree_pformat(module, width=10_000, short_arrays=False).split())
+
+
+def digest(problem: Problem) -> str:
+    """Tells data, initial parameters and constants of one problem from another's."""
+    made = hashlib.sha256()
+    for leaf in jax.tree.leaves((problem.x, problem.y, problem.theta, problem.frozen)):
+        if eqx.is_array(leaf):
+            made.update(np.asarray(leaf).tobytes())
+            made.update(str((leaf.shape, leaf.dtype)).encode())
+    return made.hexdigest()[:16]
