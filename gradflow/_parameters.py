@@ -40,7 +40,7 @@ class Layout(eqx.Module):
             raise ValueError(
                 "`model` has no trainable parameters: pass `trainable=` to choose them."
             )
-        names = tuple(jtu.keystr(path).lstrip(".") for path, _ in leaves)
+        names = tuple(_name(path) for path, _ in leaves)
         arrays = [leaf for _, leaf in leaves]
         offsets = [0]
         for array in arrays:
@@ -54,9 +54,20 @@ class Layout(eqx.Module):
         )
         return layout, layout.ravel(params)
 
-    def ravel(self, params: PyTree) -> Float[Array, " k"]:
-        """The flat vector of a tree of this layout."""
-        arrays = self.treedef.flatten_up_to(params)
+    def ravel(self, model: PyTree) -> Float[Array, " k"]:
+        """The flat vector of a module's parameters, or of a tree of them.
+
+        **Raises:** `ValueError` if it lacks one of this layout's, or that is of another
+        shape.
+        """
+        leaves = {_name(path): leaf for path, leaf in jtu.tree_leaves_with_path(model)}
+        arrays: list[Any] = [leaves.get(name) for name in self.names]
+        if tuple(getattr(a, "shape", None) for a in arrays) != self.shapes:
+            expected = dict(zip(self.names, self.shapes))
+            raise ValueError(
+                f"`model` is not built like the problem's, which trains {expected}; "
+                f"got {model!r}."
+            )
         dtype = jnp.result_type(*self.dtypes)
         return jnp.concatenate([jnp.ravel(a).astype(dtype) for a in arrays])
 
@@ -71,6 +82,10 @@ class Layout(eqx.Module):
         """The tree of parameters inside `theta`, each in the dtype it came with."""
         arrays = [a.astype(d) for a, d in zip(self.split(theta), self.dtypes)]
         return jtu.tree_unflatten(self.treedef, arrays)
+
+
+def _name(path) -> str:
+    return jtu.keystr(path).lstrip(".")
 
 
 def network(layout: Layout, frozen: PyTree, theta: Float[Array, " k"]) -> Any:

@@ -13,7 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ._problem import Problem
-from .diagnostics.common import theta_of
 from .diagnostics.layers import neurons
 
 _STYLE: dict[Any, Any] = {
@@ -47,7 +46,7 @@ def prediction_surface(
 
     **Source:** Ji and Telgarsky, Figure 1 and Appendix A.
     """
-    theta = theta_of(problem, model)
+    theta = problem.theta_of(model)
     x = np.asarray(problem.x)
     bias = x.ndim == 2 and x.shape[1] == 3 and np.ptp(x[:, 2]) == 0
     if x.ndim != 2 or not (x.shape[1] == 2 or bias):
@@ -125,7 +124,7 @@ def saliency(
 
 
 def _margin_directions(problem, models, example):
-    thetas = jnp.stack([theta_of(problem, model) for model in models])
+    thetas = jnp.stack([problem.theta_of(model) for model in models])
     grads = np.asarray(
         _input_gradients(problem, thetas, problem.x[example], problem.y[example])
     )

@@ -175,13 +175,19 @@ class Problem(eqx.Module):
         return [jnp.concatenate([arrays[j] for j in layer]) for layer in self.layers]
 
     def theta_of(self, model: Any) -> Float[Array, " k"]:
-        """The flat parameters of a module built like this problem's model."""
-        params, _ = eqx.partition(
-            model,
-            eqx.is_inexact_array,
-            is_leaf=lambda leaf: isinstance(leaf, Fixed),
-        )
-        return self.layout.ravel(params)
+        """The flat parameters of a module built like this problem's model, which may
+        also be that flat vector already.
+
+        **Raises:** `ValueError` for a vector of another length, or another model.
+        """
+        if isinstance(model, jax.Array | np.ndarray):
+            if model.shape != (self.k,):
+                raise ValueError(
+                    f"`model` is an array of shape {model.shape}, but the problem has "
+                    f"{self.k} parameters: pass a flat vector ({self.k},), or a module."
+                )
+            return jnp.asarray(model)
+        return self.layout.ravel(model)
 
     def outputs(
         self, theta: Float[Array, " k"], x: Array | None = None

@@ -116,6 +116,11 @@ def theorem_3_2(
 
     **Raises:** `ValueError` if the weights are not so.
     """
+    if np.shape(w) != (2, 2) or np.shape(v) != (2,):
+        raise ValueError(
+            "`w` must be two weight vectors of two entries each, and `v` two numbers; "
+            f"got shapes {np.shape(w)} and {np.shape(v)}."
+        )
     x = np.array(THEOREM_3_2_DATA)
     z = x @ np.asarray(w, float).T
     if np.any(z[:, 0] <= 0) or np.any(z[:, 1] >= 0) or np.asarray(v)[0] <= 0:

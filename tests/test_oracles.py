@@ -234,6 +234,8 @@ def test_tangent_svm_of_a_linear_model_is_the_max_margin_classifier():
     found = gf.oracles.tangent_svm(problem, problem.model(weight.ravel()))
     assert np.isclose(found.margin, best.margin, rtol=1e-9)
     assert np.isclose(found.cosine, 1, rtol=1e-12)
+    with pytest.raises(ValueError, match="all its parameters are zero"):
+        gf.oracles.tangent_svm(problem, jnp.zeros(4))
     other = gf.oracles.tangent_svm(problem, problem.model(jnp.ones(4)))
     w = interior_point_max_margin(np.asarray(x), np.asarray(y))
     expected = float(np.sum(w) / np.linalg.norm(w) / 2)

@@ -287,3 +287,28 @@ NAN = X.at[3, 1].set(jnp.nan)
 def test_bad_input_names_argument_value_and_remedy(model, x, y, options, match):
     with pytest.raises(ValueError, match=match):
         gf.Problem(_network() if model is None else model, x, y, **options)
+
+
+def test_parameters_of_a_module_where_some_are_trained():
+    """Regression: modules were taken to train all of their arrays."""
+    model = gf.models.MLP((3, 4, 1), key=jax.random.key(0))
+    first = model.layers[0].weight
+    problem = gf.Problem(model, X, Y, trainable=lambda leaf: leaf is first)
+    theta = jnp.arange(12.0)
+    back = problem.theta_of(problem.model(theta))
+    np.testing.assert_array_equal(back, theta)
+    np.testing.assert_array_equal(problem.theta_of(theta), theta)
+
+
+@pytest.mark.parametrize(
+    "model, match",
+    [
+        (None, "not built like the problem's, which trains {'layers"),
+        (_network(widths=(3, 5, 1)), "not built like the problem's"),
+        (gf.models.Linear(3), "not built like the problem's"),
+        (np.zeros(3), r"array of shape \(3,\), but the problem has 16 parameters"),
+    ],
+)
+def test_another_model_is_named(model, match):
+    with pytest.raises(ValueError, match=match):
+        gf.Problem(_network(), X, Y).theta_of(model)

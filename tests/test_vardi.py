@@ -203,5 +203,7 @@ def test_the_layers_of_the_flows_have_the_stated_verdicts(name, of):
 def test_bad_initialisations_are_named():
     with pytest.raises(ValueError, match="w\\[0\\]"):
         con.theorem_3_2([[1.0, 0.0], [0.1, -1.0]])
+    with pytest.raises(ValueError, match=r"got shapes \(2,\) and \(2,\)"):
+        con.theorem_3_2([1.0, 2.0])
     with pytest.raises(ValueError, match="at least 3"):
         con.theorem_5_1(2)

@@ -6,13 +6,13 @@ from kinks that is the gradient; where flows from both sides of a kink meet, it
 slides along it.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import ArrayLike, Bool, Float
 from scipy.optimize import lsq_linear
 
 from .._losses import Exponential
@@ -41,7 +41,7 @@ class ClarkeDirection(NamedTuple):
 
 
 def clarke_direction(
-    problem: Problem, theta: Float[Array, " k"], *, tol: float = 1e-9
+    problem: Problem, model: Any, *, tol: float = 1e-9
 ) -> ClarkeDirection:
     r"""The steepest ascent direction of $-\ln L$ at a point that may lie on kinks.
 
@@ -54,7 +54,7 @@ def clarke_direction(
 
     - `problem`: its model is a `TwoLayer`, or an `MLP` with one hidden layer, with
         `ReLU` activation.
-    - `theta`: shape `(k,)`.
+    - `model`: where to; a module, or its flat parameters, `(k,)`.
     - `tol`: example $i$ is on the kink of neuron $j$ if $|\langle w_j, x_i\rangle| \le
         \text{tol} \lVert w_j\rVert \lVert x_i\rVert$.
 
@@ -62,6 +62,7 @@ def clarke_direction(
 
     **Source:** Lyu and Li, Appendix I (the chain rule); Ji and Telgarsky, Section 2.
     """
+    theta = problem.theta_of(model)
     model = problem.model(theta)
     layer, outer = _inner(model), _outer(model)
     x, inner = np.asarray(problem.x, np.float64), np.asarray(layer.weight, np.float64)

@@ -1,7 +1,6 @@
 """What the diagnostics of one point share: the point itself, and rows of gradients."""
 
 import math
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -13,21 +12,6 @@ from .._problem import Problem
 from .snapshot import Snapshot, snapshot
 
 _ROW_ENTRIES = 2**22  # Entries of the Jacobian computed at a time: 32 MiB in float64.
-
-
-def theta_of(problem: Problem, model: Any) -> Float[Array, " k"]:
-    """The flat parameters of `model`, which may also be that flat vector already.
-
-    **Raises:** `ValueError` for a vector of another length.
-    """
-    if not isinstance(model, jax.Array | np.ndarray):
-        return problem.theta_of(model)
-    if model.shape != (problem.k,):
-        raise ValueError(
-            f"`model` is an array of shape {model.shape}, but the problem has "
-            f"{problem.k} parameters: pass a flat vector ({problem.k},), or a module."
-        )
-    return jnp.asarray(model)
 
 
 def need_degree(problem: Problem, what: str) -> float:

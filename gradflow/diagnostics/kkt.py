@@ -21,7 +21,6 @@ from .common import (
     margin_gradients,
     need_degree,
     point,
-    theta_of,
 )
 from .snapshot import Snapshot, weights
 
@@ -130,7 +129,7 @@ def kkt(
     **Source:** Lyu and Li, Definition C.6, Lemma C.8, Appendices G and H.
     """
     need_degree(problem, "kkt")
-    theta = theta_of(problem, model)
+    theta = problem.theta_of(model)
     snap = point(problem, theta)
     gaps = constraint_values(problem, theta)
     values = np.asarray(gaps, np.float64)

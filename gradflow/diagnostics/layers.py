@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from .._problem import Problem
-from .common import point, theta_of
+from .common import point
 
 
 class Layers(eqx.Module):
@@ -58,7 +58,7 @@ def layers(problem: Problem, model: Any, *, initial: Any = None) -> Layers:
     **Source:** Ji and Telgarsky, Lemma E.1; Lyu and Li, Theorem
     B.4 block by block.
     """
-    theta = theta_of(problem, model)
+    theta = problem.theta_of(model)
     snap = point(problem, theta)
     parts = _layers(problem, theta)
     gradients = _layers(problem, snap.direction)
@@ -127,7 +127,7 @@ def chain(problem: Problem, model: Any, *, initial: Any = None) -> Chain:
 
     **Source:** Ji and Telgarsky, Proposition 4.2 (4.4 in the full version).
     """
-    matrices = _matrices(problem, theta_of(problem, model))
+    matrices = _matrices(problem, problem.theta_of(model))
     v = np.linalg.svd(matrices[-1])[0][:, 0]
     # A singular vector's sign is arbitrary; with one output v_L = 1.
     vectors = [v if len(v) > 1 else np.ones(1)]
@@ -145,7 +145,7 @@ def chain(problem: Problem, model: Any, *, initial: Any = None) -> Chain:
     outer = np.outer(vectors[-1], vectors[0])
     drift = float("nan")
     if initial is not None:
-        start = _gram_differences(_matrices(problem, theta_of(problem, initial)))
+        start = _gram_differences(_matrices(problem, problem.theta_of(initial)))
         now = _gram_differences(matrices)
         drift = max(
             (float(np.linalg.norm(b - a)) for a, b in zip(start, now)), default=0.0
@@ -187,7 +187,7 @@ def neurons(problem: Problem, model: Any, *, layer: int = 0) -> Neurons:
 
     **Source:** Ji and Telgarsky, Proposition 4.3 (4.6 in the full version).
     """
-    theta = theta_of(problem, model)
+    theta = problem.theta_of(model)
     which = [i for i, s in enumerate(problem.layout.shapes) if len(s) == 2]
     if not -len(which) <= layer < len(which):
         raise ValueError(
@@ -243,7 +243,7 @@ def _balance(problem, parts):
 def _balance_drift(problem, parts, initial):
     if initial is None:
         return float("nan")
-    start = _balance(problem, _layers(problem, theta_of(problem, initial)))
+    start = _balance(problem, _layers(problem, problem.theta_of(initial)))
     change = _balance(problem, parts) - start
     change = change[np.isfinite(change)]
     return float(np.ptp(change)) if len(change) else float("nan")

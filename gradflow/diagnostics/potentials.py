@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._problem import Problem
-from .common import need_degree, point, theta_of
+from .common import need_degree, point
 from .snapshot import dual, smoothed_margin_slope
 
 
@@ -74,7 +74,7 @@ def potentials(problem: Problem, model: Any) -> Potentials:
     and C.3; proof of Lemma 3.3.
     """
     degree = need_degree(problem, "potentials")
-    return _potentials(problem, theta_of(problem, model), degree)
+    return _potentials(problem, problem.theta_of(model), degree)
 
 
 @eqx.filter_jit

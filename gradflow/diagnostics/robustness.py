@@ -10,7 +10,6 @@ from jaxtyping import Array, Float
 
 from .._problem import Problem
 from .attacks import carlini_wagner
-from .common import theta_of
 from .lipschitz import lipschitz_bound
 
 _STEP_FRACTIONS = (1.0, 0.5, 0.25, 0.1)
@@ -103,7 +102,7 @@ def robustness(
         raise ValueError("`x` and `y` belong together: pass both or neither.")
     if attack not in (None, "carlini-wagner"):
         raise ValueError(f'`attack={attack!r}`: pass None or "carlini-wagner".')
-    theta = theta_of(problem, model)
+    theta = problem.theta_of(model)
     xs = problem.x if x is None else jnp.asarray(x, problem.x.dtype)
     ys = problem.y if y is None else jnp.asarray(y, problem.y.dtype)
     if bounds is not None and not bool(jnp.all((xs >= bounds[0]) & (xs <= bounds[1]))):

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from scipy.sparse.linalg import LinearOperator, eigs, eigsh
 
 from .._problem import Problem
-from .common import point, theta_of
+from .common import point
 
 _DENSE = 64  # Up to so many parameters the whole matrix is formed.
 
@@ -73,7 +73,7 @@ def spectrum(
             f"`count` must lie between 1 and {problem.k}, the number of parameters; "
             f"got {count}."
         )
-    theta = theta_of(problem, model)
+    theta = problem.theta_of(model)
     snap = point(problem, theta)
 
     def top(function, which) -> np.ndarray:

@@ -12,7 +12,7 @@ from scipy.special import softmax
 
 from .._losses import AbstractLoss
 from .._problem import Problem
-from .common import need_degree, point, theta_of
+from .common import need_degree, point
 from .snapshot import dual
 
 
@@ -63,7 +63,7 @@ def support(
     **Source:** Ji and Telgarsky, Lemma E.3; Lyu and Li's published code for the counts.
     """
     degree = need_degree(problem, "support")
-    snap = point(problem, theta_of(problem, model))
+    snap = point(problem, problem.theta_of(model))
     q = np.asarray(dual(snap), np.float64)
     margins = np.asarray(snap.margins, np.float64)
     soft_margins = np.asarray(snap.soft_margins, np.float64)

@@ -45,8 +45,8 @@ def tangent_svm(problem: Problem, model: Any, *, batch_size: int = 256) -> Tange
     $\Phi_{y_i} - \Phi_j$; the kernel has $(n (C - 1))^2$ entries.
 
     **Raises:** `ValueError` if the problem is not homogeneous, its model couples
-    examples, or the features cannot be separated (they can wherever all margins are
-    positive).
+    examples or is zero, or the features cannot be separated (they can wherever all
+    margins are positive).
 
     **Source:** Lyu and Li, Corollary 4.5, Lemma C.13 and Appendix G.
     """
@@ -55,6 +55,8 @@ def tangent_svm(problem: Problem, model: Any, *, batch_size: int = 256) -> Tange
             "`problem` must be homogeneous: Corollary 4.5 needs its degree."
         )
     theta = problem.theta_of(model)
+    if not np.any(theta):
+        raise ValueError("`model` has no direction: all its parameters are zero.")
     gaps = np.asarray(constraint_values(problem, theta), np.float64)
     pairs = np.argwhere(np.isfinite(gaps))
     classes = pairs[:, 1] if gaps.ndim > 1 else np.zeros(len(pairs), int)
