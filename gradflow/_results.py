@@ -8,8 +8,8 @@ class Result(enum.Enum):
 
     reached = "the requested log-risk time was reached"
     stationary = (
-        "the risk stopped decreasing: the flow has come to a stationary point, so the "
-        "data are not separable from here"
+        "the risk stopped decreasing: the flow has come to a stationary point, since "
+        "the data are not separable, or not from here"
     )
     step_underflow = (
         "the step size fell below rounding: the flow is not smooth here (plain ReLU "

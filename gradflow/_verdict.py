@@ -1,6 +1,7 @@
 """When a flow ends before it gets where it was asked to go."""
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -18,9 +19,9 @@ from ._state import (
 )
 
 _STALL_STEPS = 50
-# Of ln L: at the stationary points of our tests and examples it is 1e-5 at most, and
-# above 1 wherever steps came to nothing elsewhere.
-_FALLING = 0.1
+# Of ln L, from where a flow stalled: a stationary point is below it.
+_FALLING = 0.01
+_LENGTHS = 50  # Tried on that line, each half as far as the one before.
 
 
 def judged(settings: Settings, before: Carry, after: Carry, keep) -> Carry:
@@ -38,26 +39,31 @@ def judged(settings: Settings, before: Carry, after: Carry, keep) -> Carry:
 def seen_from_the_gradient(
     problem: Problem, theta: Float[Array, " k"], result: Result
 ) -> Result:
-    """The result of a flow whose steps came to nothing, by what ln L would change if
-    theta moved by its own size, or by 1 where that is more.
+    """The result of a flow whose steps came to nothing, by what the gradient says.
 
-    Where that is less than rounding every example is either fitted far beyond rounding
-    or lost: with all its neurons off it keeps the margin zero, and the risk stays above
-    its loss. The others' margins may grow until the square of the gradient underflows.
-    Where it is not small, the risk does fall, and it is the steps that do not.
+    A point is stationary if ln L does not fall along a line from there; after an
+    underflow, which kinks cause too, only if its gradient is small besides. (So it is
+    where every example is either fitted far beyond rounding or lost: with all its
+    neurons off one keeps the margin zero, and the risk stays above its loss. The
+    others' margins may grow until the square of the gradient underflows.)
     """
-    change = float(_change_of_log_risk(problem, theta))
-    if result is Result.step_underflow and change < problem.rounding:
-        return Result.stationary
-    if result is Result.stationary and change > _FALLING:
-        return Result.chattering
-    return result
+    log_risk, change, fall = _from(problem, theta)
+    if fall > _FALLING + 64 * problem.rounding * abs(log_risk):
+        return Result.chattering if result is Result.stationary else result
+    return Result.stationary if change < _FALLING else result
 
 
 @eqx.filter_jit
-def _change_of_log_risk(problem, theta) -> Float[Array, ""]:
-    _, direction = problem.log_risk_and_direction(theta)
-    return jnp.linalg.norm(direction) * jnp.maximum(jnp.linalg.norm(theta), 1)
+def _from(problem, theta):
+    """ln L; its change over a distance of theta's own size (1 where that is less), to
+    first order; and by how much it falls at most along its gradient within that."""
+    log_risk, direction = problem.log_risk_and_direction(theta)
+    slope = jnp.linalg.norm(direction)
+    size = jnp.maximum(jnp.linalg.norm(theta), 1)
+    line = size * direction / jnp.where(slope > 0, slope, 1)
+    lengths = 0.5 ** jnp.arange(_LENGTHS, dtype=theta.dtype)
+    there = jax.lax.map(lambda a: problem.log_risk(theta + a * line), lengths)
+    return log_risk, slope * size, log_risk - jnp.nanmin(there)
 
 
 def _watch_stall(

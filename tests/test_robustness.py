@@ -27,6 +27,19 @@ def test_linear_distances_are_exact_and_equal_the_lower_bound():
     np.testing.assert_allclose(found.nearest @ np.asarray(w), 0, atol=1e-9)
 
 
+def test_examples_may_be_less_precise_than_the_parameters():
+    """Regression: the search compared lengths in float32 with margins in float64."""
+    x, y = separable()
+    mlp = gf.models.MLP((3, 6, 1), gf.models.SmoothReLU(0.1), key=jax.random.key(0))
+    rough = gf.models.InPrecision(mlp, jnp.float32)
+    exact, found = (
+        gf.diagnostics.robustness(gf.Problem(model, a, y), model).distances
+        for model, a in ((mlp, x), (rough, x.astype("float32")))
+    )
+    assert np.any((exact > 0) & np.isfinite(exact))
+    np.testing.assert_allclose(found, exact, rtol=1e-4)
+
+
 class Ellipse(eqx.Module):
     """Positive outside the ellipse |a x|^2 = 1, for points with a last feature 1."""
 

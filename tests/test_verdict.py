@@ -23,6 +23,18 @@ def test_not_separable_ends_stationary_with_the_trajectory():
     assert not traj.certificate().passed
 
 
+@pytest.mark.parametrize("solver", [None, gf.solvers.DeflatedRKC2(), gf.solvers.RKC2()])
+def test_a_minimum_that_log_risk_time_cannot_pass_is_stationary(solver):
+    """In ln(n/L) the flow becomes infinitely fast there; its steps may underflow."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(12, 3))
+    model = gf.models.MLP((3, 6, 1), gf.models.SmoothReLU(0.1), key=jax.random.key(0))
+    problem = gf.Problem(model, x, np.sign(x[:, 0]), loss=gf.Squared())
+    traj = gf.integrate(problem, to=40.0, solver=solver, throw=False)
+    assert traj.result is gf.Result.stationary
+    assert traj.s[-1] == pytest.approx(4.05043, abs=1e-4)
+
+
 class Timid(diffrax.Heun):
     """Estimates errors so many times too large that no step comes anywhere."""
 

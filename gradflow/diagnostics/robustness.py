@@ -103,7 +103,9 @@ def robustness(
     if attack not in (None, "carlini-wagner"):
         raise ValueError(f'`attack={attack!r}`: pass None or "carlini-wagner".')
     theta = problem.theta_of(model)
-    xs = problem.x if x is None else jnp.asarray(x, problem.x.dtype)
+    # Margins have the parameters' dtype, and lengths are compared with them.
+    dtype = max(problem.x.dtype, theta.dtype, key=lambda dtype: jnp.finfo(dtype).bits)
+    xs = jnp.asarray(problem.x if x is None else x, dtype)
     ys = problem.y if y is None else jnp.asarray(y, problem.y.dtype)
     if bounds is not None and not bool(jnp.all((xs >= bounds[0]) & (xs <= bounds[1]))):
         raise ValueError(f"`x` has features outside `bounds={bounds}`.")
@@ -143,7 +145,8 @@ def _search(problem, theta, xs, ys, bounds, starts, steps, batch_size):
         return z if bounds is None else jnp.clip(z, bounds[0], bounds[1])
 
     axes = tuple(range(1, problem.x.ndim))
-    rays = _probes(problem.x, axes)
+    examples = problem.x.astype(xs.dtype)
+    rays = _probes(examples, axes)
 
     def nearest_wrong(x, points, wrong):
         """The nearest misclassified points come first."""
@@ -163,7 +166,7 @@ def _search(problem, theta, xs, ys, bounds, starts, steps, batch_size):
         fool = _deepfool(x, lambda z: margin(z, label), inside)
         points = jnp.concatenate(
             [
-                nearest_wrong(x, inside(problem.x), wrong),
+                nearest_wrong(x, inside(examples), wrong),
                 nearest_wrong(x, inside(x[None] + rays), wrong),
                 fool[None],
             ]
