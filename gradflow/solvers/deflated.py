@@ -32,7 +32,8 @@ from .spectral import SpectralRadius
 # stages some flows come to crawl.
 _SAFETY, _LEAST_SAFETY = 2.0, 1.25
 _ACCEPTED, _REJECTED = 0.97, 1.4
-_FIRST_UPDATES = 24
+# Updates before the first step: few where even that step is not stiff.
+_LEAST_UPDATES, _MOST_UPDATES = 6, 24
 # Errors beyond which a rejected step counts as unstable.
 _UNSTABLE = 2.0
 # Nodes of two stages up to so many times apart tell how the forcing bends: from the
@@ -101,22 +102,27 @@ class DeflatedRKC2(AbstractChebyshev):
             raise ValueError(f"`rank` must be at least 1; got {self.rank}.")
 
     def init(self, terms, t0, t1, y0, args) -> DeflatedState:
-        del t1
         field, y, _ = flatten(terms, y0, args)
         part = _largest(y0)
+        h = jnp.asarray(terms.contr(t0, t1), y.dtype)
         slope, linear = jax.linearize(lambda y: field(t0, y), y)
         outside = _outside(terms, t0, y0, args)
 
-        def updated(_, known):
-            jacobian, others = known
+        def updating(carry):
+            updates, jacobian, _ = carry
+            stiff = h * jacobian.radius > 1
+            return (updates < _LEAST_UPDATES) | (stiff & (updates < _MOST_UPDATES))
+
+        def updated(carry):
+            updates, jacobian, others = carry
             others = others.followed(outside(others.vector))
-            return jacobian.updated(_within(part, y, linear)), others
+            return updates + 1, jacobian.updated(_within(part, y, linear)), others
 
         jacobian = LowRankJacobian.start(part.stop - part.start, self.rank, y.dtype)
         others = SpectralRadius.start(jnp.delete(slope, part))
-        known = (jacobian, others)
-        jacobian, others = jax.lax.fori_loop(0, _FIRST_UPDATES, updated, known)
-        products = _FIRST_UPDATES * jacobian.probes
+        start = (jnp.zeros((), int), jacobian, others)
+        updates, jacobian, others = jax.lax.while_loop(updating, updated, start)
+        products = updates * jacobian.probes
         counts = Counts.zero().add(evaluations=1, products=products)
         length, safety = (jnp.asarray(value, y.dtype) for value in (0, _SAFETY))
         return DeflatedState(slope, jacobian, others, counts, length, safety)
