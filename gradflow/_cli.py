@@ -20,7 +20,7 @@ from ._integrate import integrate
 from ._problem import Problem
 from ._record import digest
 from ._results import Result
-from ._trajectory import Trajectory
+from ._trajectory import Trajectory, trajectory_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,12 +101,7 @@ def _finished(folder: Path) -> Trajectory | None:
 
 
 def _show(command: Show) -> int:
-    file = command.file
-    path = file / "trajectory.nc" if file.is_dir() else file
-    if not path.exists():
-        raise FileNotFoundError(
-            f"`{path}` does not exist: pass a trajectory.nc or the folder of a run."
-        )
+    path = trajectory_file(command.file)
     problem = _problem_beside(path)
     trajectory = Trajectory.load(path)
     if problem is not None and digest(problem) != trajectory.config["data"]:

@@ -195,13 +195,10 @@ class Trajectory(Mapping[str, np.ndarray]):
         **Raises:** `FileNotFoundError`; `ValueError` for a file of another kind, or one
         whose model class is not imported.
         """
-        path = Path(path)
-        path = path / "trajectory.nc" if path.is_dir() else path
+        path = trajectory_file(path)
         try:
             with xr.open_dataset(path, engine="h5netcdf") as opened:
                 dataset = opened.load()
-        except FileNotFoundError:
-            raise
         except OSError as error:
             raise ValueError(
                 f"`path={path}` is not a readable netCDF file: {error}"
@@ -227,6 +224,17 @@ class Trajectory(Mapping[str, np.ndarray]):
             stats=json.loads(dataset.attrs["stats"]),
             config=json.loads(dataset.attrs["config"]),
         )
+
+
+def trajectory_file(path: str | Path) -> Path:
+    """The file itself, or the `trajectory.nc` in the folder of a run."""
+    path = Path(path)
+    path = path / "trajectory.nc" if path.is_dir() else path
+    if not path.exists():
+        raise FileNotFoundError(
+            f"`{path}` does not exist: pass a trajectory.nc or the folder of a run."
+        )
+    return path
 
 
 @functools.cache
