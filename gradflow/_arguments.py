@@ -13,7 +13,6 @@ import numpy as np
 from ._clocks import AbstractClock, chosen
 from ._flow import term
 from ._problem import Problem
-from ._state import error_order
 from .diagnostics.common import all_outputs, coupled
 from .diagnostics.standard import standard
 from .solvers import DualRodas5P, choose
@@ -69,18 +68,6 @@ def _with_tolerances(solver: Any, rtol: float) -> diffrax.AbstractSolver:
         solver,
         [ours[n] for n in names],
     )
-
-
-def step_size_controller(solver: diffrax.AbstractSolver) -> diffrax.PIDController:
-    """Steps to keep a scaled error below one.
-
-    The errors of a method of second order lie on the same side step after step and add
-    up: its steps grow slowly, which keeps them well below what one step may be off by.
-    So do those of explicit methods, which are rejected beyond their stability.
-    """
-    slowly = error_order(solver) <= 3 or isinstance(solver, diffrax.AbstractERK)
-    pcoeff, icoeff = (0.3, 0.3) if slowly else (0.2, 0.7)
-    return diffrax.PIDController(rtol=0.0, atol=1.0, pcoeff=pcoeff, icoeff=icoeff)
 
 
 def _parameters_norm(y):

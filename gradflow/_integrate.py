@@ -15,7 +15,6 @@ from ._arguments import (
     checked_neglect,
     checked_saves,
     checked_solver,
-    step_size_controller,
     warn_about_precision,
 )
 from ._clocks import AbstractClock
@@ -26,6 +25,7 @@ from ._results import FlowError, Result
 from ._run import Run, listening
 from ._runfolder import RunFolder
 from ._state import Settings
+from ._step_sizes import StepSizes
 from ._trajectory import Trajectory
 from .diagnostics.snapshot import Snapshot
 
@@ -113,7 +113,7 @@ def integrate(
     settings = Settings(
         flow=Flow(problem, clock.at_start(rho, problem.degree)),
         solver=solver,
-        controller=step_size_controller(solver),
+        step_sizes=StepSizes(solver),
         rtol=jnp.asarray(rtol, problem.theta.dtype),
         atol=jnp.asarray(0.0 if atol is None else atol, problem.theta.dtype),
         saves=jnp.asarray(saves, problem.theta.dtype),

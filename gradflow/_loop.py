@@ -19,7 +19,6 @@ from ._state import (
     RUNNING,
     Carry,
     Settings,
-    error_order,
     evaluations_per_step,
     work,
 )
@@ -38,9 +37,6 @@ def start(settings: Settings) -> Carry:
     _, _, dense, _, _ = eqx.filter_eval_shape(
         solver.step, term(), zero, dt, y, settings.flow, solver_state, True
     )
-    _, controller_state = settings.controller.init(
-        term(), zero, dt, zero, dt, settings.flow, solver.func, error_order(solver)
-    )
     return Carry(
         y=y,
         t=zero,
@@ -50,7 +46,7 @@ def start(settings: Settings) -> Carry:
         s_prev=s,
         s_start=s,
         solver_state=solver_state,
-        controller_state=jax.tree.map(jnp.asarray, controller_state),
+        step_sizes=settings.step_sizes.start(dt),
         activity=Activity.start(shares, work(solver, solver_state)),
         dense=jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), dense),
         saved=jnp.zeros((), int),
@@ -150,22 +146,14 @@ def _step(settings: Settings, carry: Carry) -> Carry:
     usable = (outcome == diffrax.RESULTS.successful) & jnp.isfinite(s1)
     usable = usable & (left_out <= settings.neglect)
     scaled_error = _scaled_error(settings, carry, y1, s1, error, usable)
-    kept, t, t_next, _, controller_state, _ = settings.controller.adapt_step_size(
-        carry.t,
-        carry.t_next,
-        jnp.zeros_like(s1),
-        jnp.zeros_like(s1),
-        flow,
-        scaled_error,
-        error_order(solver),
-        carry.controller_state,
+    keep, t, t_next, step_sizes = settings.step_sizes.after(
+        carry.t, carry.t_next, scaled_error, carry.step_sizes
     )
-    keep = jnp.asarray(kept)
     activity = carry.activity.after(
         shares,
         left_out,
         keep,
-        growth=jnp.asarray((t_next - t) / (carry.t_next - carry.t)),
+        growth=(t_next - t) / (carry.t_next - carry.t),
         neglect=settings.neglect,
         work=evaluations_per_step(solver)
         or work(solver, solver_state) - work(solver, carry.solver_state),
@@ -179,14 +167,14 @@ def _step(settings: Settings, carry: Carry) -> Carry:
     state_again = _after_rejection(carry, solver, solver_state, scaled_error)
     new = Carry(
         y=pick(_with_clock(y1, s1), carry.y),
-        t=jnp.asarray(t),
-        t_next=jnp.asarray(t_next),
+        t=t,
+        t_next=t_next,
         s=pick(s1, carry.s),
         t_prev=pick(carry.t, carry.t_prev),
         s_prev=pick(carry.s, carry.s_prev),
         s_start=carry.s_start,
         solver_state=pick(solver_state, state_again),
-        controller_state=controller_state,
+        step_sizes=step_sizes,
         activity=activity,
         dense=pick(dense, carry.dense),
         saved=carry.saved,

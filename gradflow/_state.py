@@ -7,7 +7,8 @@ import equinox as eqx
 from jaxtyping import Array, Float, Int, PyTree
 
 from ._active import Activity
-from ._flow import Flow, term
+from ._flow import Flow
+from ._step_sizes import StepSizes
 from .diagnostics.snapshot import Snapshot
 
 # Codes inside the compiled loop; `_results.Result` names them for the user.
@@ -21,7 +22,7 @@ class Settings(eqx.Module):
 
     flow: Flow
     solver: diffrax.AbstractSolver
-    controller: diffrax.PIDController
+    step_sizes: StepSizes
     rtol: Float[Array, ""]
     atol: Float[Array, ""]
     saves: Float[Array, " saves"]
@@ -43,7 +44,7 @@ class Carry(eqx.Module):
     s_prev: Float[Array, ""]
     s_start: Float[Array, ""]
     solver_state: PyTree
-    controller_state: PyTree
+    step_sizes: PyTree
     activity: Activity
     dense: PyTree
     saved: Int[Array, ""]
@@ -81,12 +82,3 @@ def work(solver, state) -> Array | int:
     counts = solver_counts(solver, state)
     evaluations = counts.get("gradient_evaluations", 0)
     return evaluations + 2 * counts.get("jacobian_products", 0)
-
-
-def error_order(solver) -> float | int:
-    order = solver.error_order(term())
-    if order is None:
-        raise ValueError(
-            f"`solver={type(solver).__name__}()` does not state its order."
-        )
-    return order

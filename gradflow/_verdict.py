@@ -15,7 +15,6 @@ from ._state import (
     STEP_UNDERFLOW,
     Carry,
     Settings,
-    error_order,
 )
 
 _STALL_STEPS = 50
@@ -107,7 +106,7 @@ def _watch_pace(settings: Settings, carry: Carry, progress) -> Carry:
     """
     tries, total = carry.window_tries + 1, carry.window_progress + progress
     full = tries >= settings.patience
-    usual = settings.rtol ** (1 / (error_order(settings.solver) + 1))
+    usual = settings.rtol ** (1 / (settings.step_sizes.order + 1))
     slow = full & (total < 0.01 * usual * tries.astype(total.dtype))
     return eqx.tree_at(
         lambda c: (c.window_tries, c.window_progress, c.result),

@@ -17,9 +17,11 @@ _DOUBT = 1.5
 # does not count as symmetric. On gradient flows it stays below 0.03 wherever they are
 # stiff.
 _ASYMMETRIC = 0.1
-# Of a unit vector's square, times the unit roundoff: what is left of it beyond others
-# may be rounding.
-_ROUNDING = 1000
+# A direction is due by its |value| times its age to this power: what has turned by an
+# angle a acts on the rest like |value| a^2, and the angle grows faster than the age.
+_AGEING = 4
+# Value that counts as the least for that, over the largest.
+_LEAST_SIZE = 1e-3
 # Length times bound that a step needs at least after one that failed.
 _CAUTION = 24.0
 
@@ -29,25 +31,26 @@ class LowRankJacobian(eqx.Module):
     on the radius of the rest.
 
     Every update takes a few Jacobian-vector products: of the stiffest vector, which
-    does most harm when it turns; of the others in turn; and of one that a power
-    iteration leads to what is missing. The symmetric update of Powell (secant
-    conditions $\tilde J u = J u$ for all of them at the least change) joins them to
-    what was known, and the Rayleigh-Ritz vectors of largest $|\lambda|$ are kept.
+    does most harm when it turns; of one of the others, the stiffer the more often; and
+    of one that a power iteration leads to what is missing. The symmetric update of
+    Powell (secant conditions $\tilde J u = J u$ for all of them at the least change)
+    joins them to what was known, and the Rayleigh-Ritz vectors of largest $|\lambda|$
+    are kept.
 
     **Source** of the update: Powell, A new algorithm for unconstrained optimization,
     in Nonlinear Programming, 1970; Dennis and Schnabel, Numerical Methods for
     Unconstrained Optimization and Nonlinear Equations, Section 9.1.
 
     **Attributes:** `vectors` (orthonormal rows, $V^\top$), `values` ($\lambda$,
-    ascending), `power` (the power iteration's vector), `turn` (whose turn it is),
-    `bound`, `asymmetry` (of late, of the Jacobian as the probes see it), `radius` (a
-    bound on the whole Jacobian's).
+    ascending), `age` (updates since each was a probe), `power` (the power iteration's
+    vector), `bound`, `asymmetry` (of late, of the Jacobian as the probes see it),
+    `radius` (a bound on the whole Jacobian's).
     """
 
     vectors: Float[Array, "r k"]
     values: Float[Array, " r"]
     power: Float[Array, " k"]
-    turn: Int[Array, ""]
+    age: Float[Array, " r"]
     bound: Float[Array, ""]
     asymmetry: Float[Array, ""]
     radius: Float[Array, ""]
@@ -62,7 +65,7 @@ class LowRankJacobian(eqx.Module):
             vectors,
             jnp.zeros(rank, dtype),
             unit(jax.random.normal(keys[1], (size,), dtype)),
-            jnp.zeros((), int),
+            jnp.zeros(rank, dtype),
             *(jnp.zeros((), dtype) for _ in range(3)),
         )
 
@@ -126,6 +129,9 @@ class LowRankJacobian(eqx.Module):
         matrix = matrix + jnp.diag(jnp.pad(large, (rank, 0)))
         new, rotation = jnp.linalg.eigh((matrix + matrix.T) / 2)
         new = jnp.minimum(new[:rank], 0)
+        # Probes have just been seen; mixtures are as old as their parts.
+        age = (1 + self.age).at[rows].set(0)
+        age = jnp.square(rotation[:rank, :rank].T) @ age
         # One Newton-Schulz step for `v`, so that rounding never adds up.
         kept = rotation[:, :rank].T
         gram = kept[:, :rank] @ inner[:rank, :rank]
@@ -140,7 +146,7 @@ class LowRankJacobian(eqx.Module):
             new,
             # Where nothing is missing, go on from where the iteration was.
             unit(power + 1e-8 * self.power * sizes[-1]),
-            self.turn + 1,
+            age,
             jnp.maximum(_MEMORY * self.bound, jnp.maximum(left, -new[-1])),
             jnp.maximum(_MEMORY * self.asymmetry, _antisymmetric(products)),
             jnp.maximum(
@@ -149,9 +155,14 @@ class LowRankJacobian(eqx.Module):
         )
 
     def _rows(self) -> Int[Array, " m"]:
-        """Which `vectors` are probes: the stiffest, and one of the others in turn."""
-        turn = 1 + self.turn % max(1, self.values.size - 1)
-        return jnp.stack([jnp.zeros_like(turn), turn])[: self.probes - 1]
+        """Which `vectors` are probes: the stiffest, and of the others one that is old
+        and stiff."""
+        size = -self.values
+        # Where all values are zero, the oldest.
+        size = size + _LEAST_SIZE * size[0] + jnp.finfo(size.dtype).tiny
+        due = size * (1 + self.age) ** _AGEING
+        other = 1 + jnp.argmax(due[1:]) if due.size > 1 else jnp.zeros((), int)
+        return jnp.stack([jnp.zeros_like(other), other])[: self.probes - 1]
 
     def _directions(self, rows) -> Float[Array, "probes k"]:
         probed, power = self.vectors[rows], self.power
@@ -181,8 +192,12 @@ def _basis(inner: Float[Array, "m m"], rank: int):
     whether what is left beyond them is zero, (m - rank,): so are their rows then.
     """
     cross, eye = inner[rank:, :rank], jnp.eye(len(inner), dtype=inner.dtype)
-    squares, rotation = jnp.linalg.eigh(inner[rank:, rank:] - cross @ cross.T)
-    empty = squares < _ROUNDING * jnp.finfo(inner.dtype).eps
+    # Where the first ones are orthonormal but for rounding; what is left of the others
+    # may be small, and would have much of that.
+    within = cross @ (2 * eye[:rank, :rank] - inner[:rank, :rank])
+    squares, rotation = jnp.linalg.eigh(inner[rank:, rank:] - within @ cross.T)
+    # Rounding over such a square is by how much the rows are not orthonormal.
+    empty = squares < jnp.sqrt(jnp.finfo(inner.dtype).eps)
     scale = jnp.where(empty, 0, 1 / jnp.sqrt(jnp.where(empty, 1, squares)))
-    beyond = eye[rank:].at[:, :rank].set(-cross)
+    beyond = eye[rank:].at[:, :rank].set(-within)
     return jnp.concatenate([eye[:rank], scale[:, None] * (rotation.T @ beyond)]), empty
