@@ -93,7 +93,7 @@ class DeflatedRKC2(AbstractChebyshev):
     2010, Section 2. The combination is ours.
     """
 
-    rank: int = 20
+    rank: int = 16
     max_stages: int = 500
 
     def __check_init__(self):
