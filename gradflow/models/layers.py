@@ -9,6 +9,7 @@ read, the compiler removes.
 import abc
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -47,10 +48,10 @@ class AbstractLayer(eqx.Module):
         """The signal behind this layer."""
 
 
-def apply(
-    layers: Sequence[AbstractLayer | AbstractActivation], signal: Signal
-) -> Signal:
-    """Passes a signal through layers and activations, first to last."""
+def apply(layers: Sequence[Any], signal: Signal) -> Signal:
+    """Passes a signal through layers and activations, first to last.
+
+    **Raises:** `ValueError` for one that is neither."""
     for layer in layers:
         if isinstance(layer, AbstractActivation):
             signal = _activate(layer, signal)
