@@ -35,16 +35,16 @@ class StepSizes(eqx.Module):
     order: float = eqx.field(static=True)
 
     def __init__(self, solver: diffrax.AbstractSolver):
-        # The errors of a method of second order lie on the same side step after step
-        # and add up: its steps grow slowly, which keeps them well below what one step
-        # may be off by. So do those of explicit methods, which are rejected beyond
-        # their stability.
         order = solver.error_order(term())
         if order is None:
             raise ValueError(
                 f"`solver={type(solver).__name__}()` does not state its order."
             )
         self.order = float(order)
+        # The errors of a method of second order lie on the same side step after step
+        # and add up: its steps grow slowly, which keeps them well below what one step
+        # may be off by. So do those of explicit methods, which are rejected beyond
+        # their stability.
         slowly = self.order <= 3 or isinstance(solver, diffrax.AbstractERK)
         pcoeff, icoeff = (0.3, 0.3) if slowly else (0.2, 0.7)
         self.pid = diffrax.PIDController(0.0, 1.0, pcoeff=pcoeff, icoeff=icoeff)
@@ -72,7 +72,8 @@ class StepSizes(eqx.Module):
             t, t_next, zero, zero, None, error, self.order, pid_state
         )
         keep = jnp.asarray(keep)
-        again = ~keep & jnp.isfinite(error) & (last.length > 0)
+        failed = ~keep & jnp.isfinite(error)
+        again = failed & (last.length > 0)
         # Powers of one, should there be nothing to see.
         shorter = jnp.where(again, length / last.length, 0.5)
         fall = jnp.log(jnp.where(again, error / last.error, 1)) / jnp.log(shorter)
@@ -80,6 +81,5 @@ class StepSizes(eqx.Module):
         factor = self.pid.safety * jnp.where(again, error, 1) ** (-1 / order)
         seen = start + length * jnp.maximum(_LEAST_FACTOR, factor)
         end = jnp.where(again, jnp.minimum(end, seen), end)
-        failed = ~keep & jnp.isfinite(error)
         failure = Failure(jnp.where(failed, length, 0), jnp.where(failed, error, 0))
         return keep, jnp.asarray(start), end, (pid_state, failure)

@@ -51,7 +51,8 @@ class AbstractLayer(eqx.Module):
 def apply(layers: Sequence[Any], signal: Signal) -> Signal:
     """Passes a signal through layers and activations, first to last.
 
-    **Raises:** `ValueError` for one that is neither."""
+    **Raises:** `ValueError` for one that is neither.
+    """
     for layer in layers:
         if isinstance(layer, AbstractActivation):
             signal = _activate(layer, signal)

@@ -129,11 +129,10 @@ class LowRankJacobian(eqx.Module):
         matrix = matrix + jnp.diag(jnp.pad(large, (rank, 0)))
         new, rotation = jnp.linalg.eigh((matrix + matrix.T) / 2)
         new = jnp.minimum(new[:rank], 0)
-        # Probes have just been seen; mixtures are as old as their parts.
-        age = (1 + self.age).at[rows].set(0)
-        age = jnp.square(rotation[:rank, :rank].T) @ age
-        # One Newton-Schulz step for `v`, so that rounding never adds up.
         kept = rotation[:, :rank].T
+        # Probes have just been seen; mixtures are as old as their parts.
+        age = jnp.square(kept[:, :rank]) @ (1 + self.age).at[rows].set(0)
+        # One Newton-Schulz step for `v`, so that rounding never adds up.
         gram = kept[:, :rank] @ inner[:rank, :rank]
         kept = kept.at[:, :rank].multiply(1.5).at[:, :rank].add(-0.5 * gram) @ basis
         vectors = jnp.matmul(kept, w, precision="highest")
@@ -189,7 +188,7 @@ def _basis(inner: Float[Array, "m m"], rank: int):
     products of all.
 
     **Returns:** the coefficients, (m, m), the first `rank` vectors coming first; and
-    whether what is left beyond them is zero, (m - rank,): so are their rows then.
+    whether what is left beyond them is negligible, (m - rank,): such rows are zero.
     """
     cross, eye = inner[rank:, :rank], jnp.eye(len(inner), dtype=inner.dtype)
     # Where the first ones are orthonormal but for rounding; what is left of the others
