@@ -13,7 +13,8 @@ from ._state import RUNNING, STEP_LIMIT
 from ._trajectory import Trajectory
 
 # What may differ between a run and its continuation without changing its numbers.
-_FREE = ("gradflow", "jax", "device")
+_VERSIONS = ("gradflow", "jax")
+_FREE = (*_VERSIONS, "device")
 
 
 class RunFolder:
@@ -46,18 +47,21 @@ class RunFolder:
     def resume(self, like):
         """Carry, saved rows and seconds of the checkpoint.
 
-        **Raises:** `ValueError` for a damaged one, or one of another configuration.
+        **Raises:** `ValueError` for one of another configuration, a damaged one, or one
+        of another version whose carry differs.
         """
-        try:
-            with open(self.path, "rb") as file:
+        with open(self.path, "rb") as file:
+            try:
                 header = json.loads(file.readline())
+                stored = header["config"]
+            except Exception as error:
+                raise self._unreadable("damaged", error) from error
+            # First, as another solver's carry has other leaves.
+            self._check_same(stored)
+            try:
                 carry = eqx.tree_deserialise_leaves(file, like)
-        except Exception as error:
-            raise ValueError(
-                f"`folder={self.folder}`: the checkpoint is damaged ({error}). Delete "
-                f"{self.path.name} and trajectory.nc to begin anew."
-            ) from error
-        self._check_same(header["config"])
+            except Exception as error:
+                raise self._unreadable(_blamed(stored, self.config), error) from error
         # A run that was out of steps goes on where a larger limit is given.
         if int(carry.result) == STEP_LIMIT:
             running = jnp.full_like(carry.result, RUNNING)
@@ -68,6 +72,12 @@ class RunFolder:
         saved = Trajectory.load(self.folder / "trajectory.nc")
         rows = [{k: v[i] for k, v in saved.items()} for i in range(count)]
         return carry, rows, header["wall_seconds"]
+
+    def _unreadable(self, what, error) -> ValueError:
+        return ValueError(
+            f"`folder={self.folder}`: the checkpoint is {what} ({error}). Delete "
+            f"{self.path.name} and trajectory.nc to begin anew."
+        )
 
     def _check_same(self, stored):
         differing = [
@@ -108,6 +118,16 @@ class RunFolder:
     def save(self, trajectory):
         """Writes the trajectory alone."""
         trajectory.save(self.folder / "trajectory.nc")
+
+
+def _blamed(stored, here) -> str:
+    """Why a checkpoint of the same configuration cannot be read."""
+    versions = [
+        f"{key} {stored.get(key)} there, {here[key]} here"
+        for key in _VERSIONS
+        if stored.get(key) != here[key]
+    ]
+    return f"of another version: {'; '.join(versions)}" if versions else "damaged"
 
 
 def _short(value) -> str:

@@ -75,10 +75,24 @@ def test_a_resumed_run_is_bit_identical(tmp_path):
         gf.integrate(_problem(), to=60.0, saveat=20, rtol=1e-5, folder=tmp_path)
     with pytest.raises(ValueError, match="another configuration: .*data"):
         gf.integrate(_problem(key=1), to=60.0, saveat=20, folder=tmp_path)
+    # Its carry has other leaves, which is no damage.
+    with pytest.raises(ValueError, match=r"configuration: solver \(.* there"):
+        solver = gf.solvers.RKC2()
+        gf.integrate(_problem(), to=60.0, saveat=20, solver=solver, folder=tmp_path)
     whole = (tmp_path / "checkpoint.eqx").read_bytes()
-    (tmp_path / "checkpoint.eqx").write_bytes(whole[:-40])
-    with pytest.raises(ValueError, match="the checkpoint is damaged"):
-        gf.integrate(_problem(), to=60.0, saveat=20, folder=tmp_path)
+    other = whole.replace(b'"gradflow": "', b'"gradflow": "9.', 1)
+    for written, message in (
+        (whole[:-40], "the checkpoint is damaged"),
+        (whole[1:], "the checkpoint is damaged"),
+        (other[:-40], r"of another version: gradflow 9\.\S+ there, \S+ here"),
+    ):
+        (tmp_path / "checkpoint.eqx").write_bytes(written)
+        with pytest.raises(ValueError, match=message):
+            gf.integrate(_problem(), to=60.0, saveat=20, folder=tmp_path)
+    # Another version whose carry is the same is read.
+    (tmp_path / "checkpoint.eqx").write_bytes(other)
+    again = gf.integrate(_problem(), to=60.0, saveat=20, folder=tmp_path)
+    assert again.result is gf.Result.reached
     (tmp_path / "checkpoint.eqx").unlink()
     with pytest.raises(ValueError, match="holds a trajectory but no checkpoint"):
         gf.integrate(_problem(), to=60.0, saveat=20, folder=tmp_path)
