@@ -46,6 +46,22 @@ def test_problem_measures_the_degrees():
     assert problem.layer_degrees == layer_degrees
 
 
+@pytest.mark.parametrize("d", [1, 7, 8, 31])
+def test_linear_model_written_out(d):
+    """Features are filled up to a multiple of eight within, which nothing shows."""
+    x = jax.random.normal(jax.random.key(2), (5, d))
+    for classes in (1, 3):
+        model = M.Linear(d, classes, key=KEY)
+        expected = np.asarray(x) @ np.asarray(model.weight).T
+        np.testing.assert_allclose(
+            jax.vmap(model)(x), expected[:, 0] if classes == 1 else expected, rtol=1e-13
+        )
+        slope = jax.grad(lambda m: jnp.sum(m(x[0])))(model).weight
+        np.testing.assert_allclose(slope, np.tile(x[0], (classes, 1)), rtol=1e-15)
+        with pytest.raises(TypeError, match="dot_general"):
+            model(jnp.ones(d + 1))
+
+
 @pytest.mark.parametrize("train_outer", [False, True])
 def test_two_layer_network_written_out(train_outer):
     """A mean over neurons with `mean_field`, a sum without; signs fixed or trained."""
