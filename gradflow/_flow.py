@@ -67,10 +67,16 @@ def _safe_norm(v):
     return nonzero, jnp.where(nonzero, norm, 1)
 
 
+# Up to so many entries a pass for the largest takes less than a choice.
+_FEW = 1000
+
+
 @jax.custom_jvp
 def _norm(v):
     # A norm of 1e-160 squares to zero: where squares lose digits, scale by the largest
     # entry first, which takes several times as long.
+    if v.size <= _FEW:
+        return _scaled_norm(v)
     square = jnp.vdot(v, v)
     info = jnp.finfo(v.dtype)
     exact = (square > info.tiny / info.eps**2) & (square < jnp.inf)
@@ -87,7 +93,8 @@ def _norm_jvp(primals, tangents):
 def _scaled_norm(v):
     largest = jnp.max(jnp.abs(v))
     scale = jnp.where(largest > 0, largest, 1)
-    return scale * jnp.linalg.norm(v / scale)
+    v = v / scale
+    return scale * jnp.sqrt(jnp.vdot(v, v))
 
 
 def measured_s(problem: Problem, theta) -> Float[Array, ""]:
