@@ -32,50 +32,57 @@ class Activity(eqx.Module):
     r"""Each example's share of the risk, and how many steps have to look at.
 
     **Attributes:** `shares` ($\ln(\ell_i/L)$ at the last accepted step), `reach` (the
-    larger of that and what it is extrapolated to at the end of the next step),
-    `needed` (how many of those are not negligible), `capacity` (how many examples steps
-    take now), `neglected` (largest share left out of a step, measured at its end),
-    `passes` (work so far, in passes over all examples).
+    larger of that and what it is extrapolated to at the end of the next step; both
+    `None` where no example may be left out), `needed` (how many of those are not
+    negligible), `capacity` (how many examples steps take now), `neglected` (largest
+    share left out of a step, measured at its end), `passes` (work so far, in passes
+    over all examples).
     """
 
-    shares: Float[Array, " n"]
-    reach: Float[Array, " n"]
+    shares: Float[Array, " n"] | None
+    reach: Float[Array, " n"] | None
     needed: Int[Array, ""]
     capacity: Int[Array, ""]
     neglected: Float[Array, ""]
     passes: Float[Array, ""]
 
     @staticmethod
-    def start(shares: Float[Array, " n"], work: Int[Array, ""] | int) -> "Activity":
+    def start(
+        problem: Problem,
+        shares: Float[Array, " n"] | None,
+        work: Int[Array, ""] | int,
+    ) -> "Activity":
         """Before the first step, which takes all examples, and after work on all."""
-        n = shares.size
+        dtype = problem.theta.dtype
         return Activity(
             shares=shares,
             reach=shares,
-            needed=jnp.full((), n, int),
-            capacity=jnp.full((), n, int),
-            neglected=jnp.zeros((), shares.dtype),
-            passes=jnp.asarray(work, shares.dtype),
+            needed=jnp.full((), problem.n, int),
+            capacity=jnp.full((), problem.n, int),
+            neglected=jnp.zeros((), dtype),
+            passes=jnp.asarray(work, dtype),
         )
 
     def chosen(self, capacity: int) -> Int[Array, " capacity"]:
         """The examples that the next step takes: those of largest `reach`."""
+        if self.reach is None:
+            raise ValueError("No example may be left out where `neglect` is zero.")
         return jax.lax.top_k(self.reach, capacity)[1]
 
-    def left_out(self, shares: Float[Array, " n"], capacity: int):
+    def left_out(self, shares: Float[Array, " n"] | None, capacity: int):
         """Share of the risk that the examples have which `chosen` has left out, by
         `shares`, measured elsewhere."""
-        if capacity == shares.size:
-            return jnp.zeros((), shares.dtype)
+        if shares is None or capacity == shares.size:
+            return jnp.zeros_like(self.neglected)
         return jnp.exp(logsumexp(shares.at[self.chosen(capacity)].set(-jnp.inf)))
 
     def after(
         self,
-        shares: Float[Array, " n"],
+        shares: Float[Array, " n"] | None,
         left_out: Float[Array, ""],
         keep: Bool[Array, ""],
         growth: Float[Array, ""],
-        neglect: Float[Array, ""],
+        neglect: float,
         work: Int[Array, ""] | int,
     ) -> "Activity":
         """After a tried step to where the shares are `shares`, the next one being
@@ -84,6 +91,9 @@ class Activity(eqx.Module):
         A step that left out more than `neglect` was rejected: the examples that it
         missed are then in reach.
         """
+        if shares is None or self.shares is None or self.reach is None:
+            passes = self.passes + jnp.asarray(work, self.passes.dtype)
+            return eqx.tree_at(lambda activity: activity.passes, self, passes)
         extrapolated = shares + growth * (shares - self.shares)
         missed = ~keep & (left_out > neglect)
         found = jnp.where(missed, jnp.maximum(self.reach, shares), self.reach)
@@ -91,7 +101,7 @@ class Activity(eqx.Module):
         fraction = self.capacity.astype(shares.dtype) / shares.size
         # Division by a constant may be compiled to a product with its reciprocal.
         fraction = jnp.where(self.capacity == shares.size, 1, fraction)
-        bound = jnp.log(_MARGIN * neglect / shares.size)
+        bound = math.log(_MARGIN * neglect / shares.size)
         return Activity(
             shares=jnp.where(keep, shares, self.shares),
             reach=reach,

@@ -119,7 +119,7 @@ def integrate(
         saves=jnp.asarray(saves, problem.theta.dtype),
         max_steps=jnp.asarray(limits["max_steps"]),
         patience=jnp.asarray(limits["patience"]),
-        neglect=jnp.asarray(neglect, problem.theta.dtype),
+        neglect=neglect,
         capacity=problem.n,
         diagnostics=diagnostics,
     )

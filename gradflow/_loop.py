@@ -8,7 +8,6 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int
 
 from ._active import Activity, fits, on_active
@@ -30,7 +29,7 @@ def start(settings: Settings) -> Carry:
     problem, solver = settings.flow.problem, settings.solver
     theta = problem.theta
     zero = jnp.zeros((), theta.dtype)
-    s, shares = _measured(problem, theta)
+    s, shares = _measured(settings, theta)
     y = (theta, jnp.zeros((QUADRATURES,), theta.dtype).at[0].set(s))
     dt = _first_step(settings.flow, y)
     solver_state = solver.init(term(), zero, dt, y, settings.flow)
@@ -47,7 +46,7 @@ def start(settings: Settings) -> Carry:
         s_start=s,
         solver_state=solver_state,
         step_sizes=settings.step_sizes.start(dt),
-        activity=Activity.start(shares, work(solver, solver_state)),
+        activity=Activity.start(problem, shares, work(solver, solver_state)),
         dense=jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), dense),
         saved=jnp.zeros((), int),
         theta_saved=theta,
@@ -62,11 +61,14 @@ def start(settings: Settings) -> Carry:
     )
 
 
-def _measured(problem, theta):
-    r"""$\ln(n/L)$, and the log of each example's share of $L$, by one forward pass."""
-    log_losses = problem.log_losses(theta)
-    log_risk = logsumexp(log_losses)
-    return problem.log_risk_time(log_risk), log_losses - log_risk
+def _measured(settings, theta):
+    r"""$\ln(n/L)$ and, where examples may be left out, the log of each one's share of
+    $L$, by one forward pass."""
+    problem = settings.flow.problem
+    p = problem.soft_margins(theta)
+    log_risk = problem.loss.log_total(p)
+    shares = problem.loss.log_loss(p) - log_risk if settings.neglect else None
+    return problem.log_risk_time(log_risk), shares
 
 
 def _first_step(flow: Flow, y):
@@ -136,12 +138,12 @@ def _with_clock(y, s):
 
 
 def _step(settings: Settings, carry: Carry) -> Carry:
-    solver, problem = settings.solver, settings.flow.problem
+    solver = settings.solver
     flow = on_active(settings.flow, carry.activity, settings.capacity)
     y1, error, dense, solver_state, outcome = solver.step(
         term(), carry.t, carry.t_next, carry.y, flow, carry.solver_state, False
     )
-    s1, shares = _measured(problem, flow.theta(carry.t_next, y1[0]))
+    s1, shares = _measured(settings, flow.theta(carry.t_next, y1[0]))
     left_out = carry.activity.left_out(shares, settings.capacity)
     usable = (outcome == diffrax.RESULTS.successful) & jnp.isfinite(s1)
     usable = usable & (left_out <= settings.neglect)

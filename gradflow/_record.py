@@ -20,7 +20,7 @@ def describe(settings, to, rtol, atol, s0) -> dict[str, Any]:
         "s0": s0,
         "rtol": float(rtol),
         "atol": 0.0 if atol is None else float(atol),
-        "neglect": float(settings.neglect),
+        "neglect": settings.neglect,
         "saves": [float(s) for s in settings.saves],
         "solver": _text(settings.solver),
         "clock": _text(settings.flow.clock),

@@ -28,7 +28,7 @@ class Settings(eqx.Module):
     saves: Float[Array, " saves"]
     max_steps: Int[Array, ""]
     patience: Int[Array, ""]
-    neglect: Float[Array, ""]
+    neglect: float = eqx.field(static=True)
     capacity: int = eqx.field(static=True)
     diagnostics: tuple[Callable[[Snapshot], dict[str, Array]], ...]
 
