@@ -32,6 +32,10 @@ _CODES = {
 _BUFFER_ROWS = 64
 _SMALL = 1_000_000  # Bytes of buffers that are fetched whole, whatever they hold.
 _CHUNK_SECONDS = 0.5
+# Steps of the first chunk where a step is sure to take less than some milliseconds, by
+# examples times parameters times parameters or features; a call of a chunk costs as
+# much as a few of them.
+_SMALL_FLOW, _FIRST_STEPS = 5e6, 100
 
 
 @contextlib.contextmanager
@@ -84,11 +88,13 @@ class Run:
 
     def _chunks(self, carry):
         buffers = self._buffers(carry)
-        budget, expected, began = 1, np.inf, time.perf_counter()
-        compiled_for = None
+        budget = _first_budget(self.settings.flow.problem)
+        expected = 0.0 if budget > 1 else np.inf
+        began, compiled_for = time.perf_counter(), None
         while True:
             if compiled_for != self.settings.capacity:
-                compiled_for, expected = self.settings.capacity, np.inf
+                expected = expected if compiled_for is None else np.inf
+                compiled_for = self.settings.capacity
                 self.call = self._compiled(
                     loop.chunk, self.settings, carry, buffers, jnp.array(0)
                 )
@@ -225,6 +231,14 @@ class Run:
             "wall_seconds": self.wall_seconds,
             "compile_seconds": self.compile_seconds,
         }
+
+
+def _first_budget(problem) -> int:
+    """Steps of the first chunk: one, from which the seconds of more are known, unless
+    they are known to be few."""
+    width = max(problem.k, problem.x.size // problem.n)
+    small = problem.n * problem.k * width <= _SMALL_FLOW
+    return _FIRST_STEPS if small else 1
 
 
 def _next_budget(spent: int, elapsed: float, max_seconds: float | None) -> int:
