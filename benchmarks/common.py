@@ -1,6 +1,7 @@
-"""What every benchmark shares: options, the machine, saved results."""
+"""What every benchmark shares: options, the machine, saved results and figures."""
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -44,6 +45,20 @@ def write(path: Path | None, results) -> None:
     if path is not None:
         record = {"machine": machine(), "results": results}
         path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def figure(path: Path | None, columns: int):
+    """Axes side by side; the figure is saved beside the results if these are."""
+    import matplotlib.pyplot as plt
+
+    drawn, axes = plt.subplots(
+        1, columns, figsize=(4.5 * columns, 3.6), squeeze=False, layout="constrained"
+    )
+    yield axes[0]
+    if path is not None:
+        drawn.savefig(path.with_suffix(".png"), dpi=120)
+    plt.close(drawn)
 
 
 def wall_over_gradients(

@@ -12,7 +12,7 @@ runs on the CPU, and says so; no results of one are committed yet.
 import jax
 import numpy as np
 
-from .common import options, wall_over_gradients, work, write
+from .common import figure, options, wall_over_gradients, work, write
 from .problems import PROBLEMS
 
 RTOL = 1e-3
@@ -40,6 +40,15 @@ def row(name: str, dtype) -> tuple[dict, np.ndarray]:
     return found, traj["normalized_margins"][-1]
 
 
+def plot(rows: list[dict], axes) -> None:
+    """Seconds of each flow and of a gradient."""
+    names = [f"{row['problem']}\n{row['dtype']}" for row in rows]
+    for axis, what in zip(axes, ("seconds", "seconds per gradient")):
+        axis.bar(names, [row[what] for row in rows])
+        axis.set(ylabel=what, yscale="log", title=rows[0]["device"])
+        axis.tick_params(axis="x", labelsize=7)
+
+
 def main() -> None:
     settings = options(__doc__ or "")
     if jax.default_backend() == "cpu":
@@ -54,6 +63,8 @@ def main() -> None:
         rows += [double, single | {"difference on support": float(gap)}]
         print(*rows[-2:], sep="\n", flush=True)
     write(settings.json, rows)
+    with figure(settings.json, 2) as axes:
+        plot(rows, axes)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,11 @@ rounding (`neglect`), and of an evaluation on m of n examples m/n is counted. A 
 that took longer than `SECONDS` is the solver's last.
 """
 
-from pathlib import Path
-
-import jax
 import numpy as np
 
 import gradflow as gf
 
-from .common import options, work, write
+from .common import figure, options, work, write
 from .problems import breast_cancer, digits, iris_deep_linear
 
 SECONDS, ENOUGH, REPEATS = 120.0, 150.0, 5
@@ -77,11 +74,8 @@ def flow(name: str, problem, solver, to: float) -> dict:
     }
 
 
-def plot(rows: list[dict], path: Path) -> None:
+def plot(rows: list[dict], axes) -> None:
     """Work and seconds against s."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.6), layout="constrained")
     for name in FLOWS:
         mine = [row for row in rows if row["flow"] == name]
         for axis, what in zip(axes, ("work", "seconds")):
@@ -90,16 +84,14 @@ def plot(rows: list[dict], path: Path) -> None:
             )
             axis.set(xlabel="s = ln(n/L)", ylabel=what)
     axes[0].legend(fontsize=7)
-    figure.savefig(path, dpi=120)
 
 
 def main() -> None:
     settings = options(__doc__ or "")
-    jax.config.update("jax_enable_x64", True)
     rows = [row for name in FLOWS for row in grown(name)]
     write(settings.json, rows)
-    if settings.json is not None:
-        plot(rows, settings.json.with_suffix(".png"))
+    with figure(settings.json, 2) as axes:
+        plot(rows, axes)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import numpy as np
 
 import gradflow as gf
 
-from .common import options, work, write
+from .common import figure, options, work, write
 from .problems import PROBLEMS, digits
 
 
@@ -49,6 +49,17 @@ def run(problem, to: float, solver, rtol: float) -> tuple[np.ndarray, dict]:
     return traj["normalized_margins"][-1], row
 
 
+def plot(rows: list[dict], axes) -> None:
+    """Error against work, by method and precision."""
+    for key in dict.fromkeys((row["method"], row["dtype"]) for row in rows):
+        mine = [row for row in rows if (row["method"], row["dtype"]) == key]
+        for axis, what in zip(axes, ("work", "work on all examples")):
+            errors = [row["error on support"] for row in mine]
+            axis.loglog([r[what] for r in mine], errors, "o-", label=", ".join(key))
+            axis.set(xlabel=what, ylabel="error on support")
+    axes[0].legend(fontsize=7)
+
+
 def main() -> None:
     settings = options(__doc__ or "")
     make, to = PROBLEMS["digits"]
@@ -77,6 +88,8 @@ def main() -> None:
         rows.append(row)
         print(row, flush=True)
     write(settings.json, rows)
+    with figure(settings.json, 2) as axes:
+        plot(rows[1:], axes)
 
 
 if __name__ == "__main__":

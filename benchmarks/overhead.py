@@ -14,7 +14,15 @@ import numpy as np
 
 import gradflow as gf
 
-from .common import CHAINED, gradient_chain, options, timed, wall_over_gradients, write
+from .common import (
+    CHAINED,
+    figure,
+    gradient_chain,
+    options,
+    timed,
+    wall_over_gradients,
+    write,
+)
 from .problems import PROBLEMS
 
 REPEATS = 5
@@ -84,9 +92,29 @@ def rates() -> list[dict]:
     return rows
 
 
+def plot(flows: list[dict], gradients: list[dict], axes) -> None:
+    """Every run's ratio, and what it should be at most or at least."""
+    panels = (
+        (flows, "wall / gradients", "ratios", 1.05),
+        (gradients, "activation", "products / gradient", 0.4),
+    )
+    for axis, (rows, name, what, aim) in zip(axes, panels):
+        for place, row in enumerate(rows):
+            axis.plot([place] * len(row[what]), row[what], "o", alpha=0.6)
+        axis.axhline(aim, color="grey", linestyle="--", linewidth=1)
+        axis.set_xticks(range(len(rows)), [row[name] for row in rows])
+        axis.margins(x=0.3)
+        axis.set(title=f"aim {aim:g} dashed", ylim=(0, None))
+    axes[0].set_ylabel("wall / (work x bare gradient)")
+    axes[1].set_ylabel("matrix products alone / gradient")
+
+
 def main() -> None:
     settings = options(__doc__ or "")
-    write(settings.json, integrator() + rates())
+    flows, gradients = integrator(), rates()
+    write(settings.json, flows + gradients)
+    with figure(settings.json, 2) as axes:
+        plot(flows, gradients, axes)
 
 
 if __name__ == "__main__":

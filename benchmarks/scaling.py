@@ -13,7 +13,7 @@ import numpy as np
 
 import gradflow as gf
 
-from .common import options, wall_over_gradients, write
+from .common import figure, options, wall_over_gradients, write
 
 SECONDS = 3.0
 SIZES = [(n, m) for n in (500, 2000, 8000) for m in (8, 32, 128)]
@@ -52,9 +52,25 @@ def row(n: int, width: int) -> dict:
     return found
 
 
+def plot(rows: list[dict], axes) -> None:
+    """Both ratios against the number of parameters, a line for each of examples."""
+    labels = ("nanoseconds per example and parameter", "wall / gradients")
+    for n in dict.fromkeys(row["n"] for row in rows):
+        mine = [row for row in rows if row["n"] == n]
+        for axis, label in zip(axes, labels):
+            axis.semilogx(
+                [r["k"] for r in mine], [r[label] for r in mine], "o-", label=f"n = {n}"
+            )
+            axis.set(xlabel="parameters k", ylabel=label, ylim=(0, None))
+    axes[0].legend()
+
+
 def main() -> None:
     settings = options(__doc__ or "")
-    write(settings.json, [row(*size) for size in SIZES])
+    rows = [row(*size) for size in SIZES]
+    write(settings.json, rows)
+    with figure(settings.json, 2) as axes:
+        plot(rows, axes)
 
 
 if __name__ == "__main__":
