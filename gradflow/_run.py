@@ -32,10 +32,10 @@ _CODES = {
 _BUFFER_ROWS = 64
 _SMALL = 1_000_000  # Bytes of buffers that are fetched whole, whatever they hold.
 _CHUNK_SECONDS = 0.5
-# Steps of the first chunk where a step is sure to take less than some milliseconds, by
-# examples times parameters times parameters or features; a call of a chunk costs as
-# much as a few of them.
-_SMALL_FLOW, _FIRST_STEPS = 5e6, 100
+# Steps of the first chunk where steps are sure to be short: by examples times
+# parameters times parameters or features, and by the seconds of what comes before the
+# first step. A call of a chunk costs as much as a few of them.
+_SMALL_FLOW, _SOON, _FIRST_STEPS = 5e6, 5e-3, 100
 
 
 @contextlib.contextmanager
@@ -67,16 +67,32 @@ class Run:
     def go(self) -> Trajectory:
         """Runs to the end, from the start or from the folder's checkpoint."""
         if self.store is not None and self.store.resumable:
-            carry = shapes(loop.start, self.settings)
+            carry, budget = shapes(loop.start, self.settings), 1
             carry, self.rows, self.wall_seconds = self.store.resume(carry)
         else:
-            start = self._compiled(loop.start, self.settings)
-            carry = None if start is None else start(self.settings)
+            carry, budget = self._start()
         result = Result.interrupted
         if carry is not None:
-            carry, result = self._chunks(self._with_capacity(carry))
+            carry, result = self._chunks(self._with_capacity(carry), budget)
         self.progress.close()
         return self._finished(carry, result)
+
+    def _start(self):
+        """The first carry, or none if interrupted, and how many steps to take first:
+        one, from which the seconds of more are known, unless they are sure to be few.
+        """
+        start = self._compiled(loop.start, self.settings)
+        if start is None:
+            return None, 0
+        problem, tick = self.settings.flow.problem, time.perf_counter()
+        try:
+            carry = wait(start(self.settings), self.interrupt, np.inf)
+        except Interrupted:
+            return None, 0
+        width = max(problem.k, problem.x.size // problem.n)
+        small = problem.n * problem.k * width <= _SMALL_FLOW
+        soon = time.perf_counter() - tick < _SOON
+        return carry, _FIRST_STEPS if small and soon else 1
 
     def _compiled(self, function, *args):
         try:
@@ -86,15 +102,13 @@ class Run:
         self.compile_seconds += seconds
         return call
 
-    def _chunks(self, carry):
+    def _chunks(self, carry, budget):
         buffers = self._buffers(carry)
-        budget = _first_budget(self.settings.flow.problem)
-        expected = 0.0 if budget > 1 else np.inf
-        began, compiled_for = time.perf_counter(), None
+        expected, began = np.inf, time.perf_counter()
+        compiled_for = None
         while True:
             if compiled_for != self.settings.capacity:
-                expected = expected if compiled_for is None else np.inf
-                compiled_for = self.settings.capacity
+                compiled_for, expected = self.settings.capacity, np.inf
                 self.call = self._compiled(
                     loop.chunk, self.settings, carry, buffers, jnp.array(0)
                 )
@@ -231,14 +245,6 @@ class Run:
             "wall_seconds": self.wall_seconds,
             "compile_seconds": self.compile_seconds,
         }
-
-
-def _first_budget(problem) -> int:
-    """Steps of the first chunk: one, from which the seconds of more are known, unless
-    they are known to be few."""
-    width = max(problem.k, problem.x.size // problem.n)
-    small = problem.n * problem.k * width <= _SMALL_FLOW
-    return _FIRST_STEPS if small else 1
 
 
 def _next_budget(spent: int, elapsed: float, max_seconds: float | None) -> int:
