@@ -101,7 +101,7 @@ class Activity(eqx.Module):
         fraction = self.capacity.astype(shares.dtype) / shares.size
         # Division by a constant may be compiled to a product with its reciprocal.
         fraction = jnp.where(self.capacity == shares.size, 1, fraction)
-        bound = math.log(_MARGIN * neglect / shares.size)
+        bound = math.log(neglect) + math.log(_MARGIN / shares.size)
         return Activity(
             shares=jnp.where(keep, shares, self.shares),
             reach=reach,
