@@ -6,6 +6,7 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from ._arguments import (
@@ -109,7 +110,7 @@ def integrate(
     limits = checked_limits(
         max_steps=max_steps, patience=patience, max_seconds=max_seconds
     )
-    rho = float(jnp.linalg.norm(problem.theta))
+    rho = float(np.linalg.norm(np.asarray(problem.theta)))
     settings = Settings(
         flow=Flow(problem, clock.at_start(rho, problem.degree)),
         solver=solver,

@@ -95,11 +95,14 @@ def chunk(
     capacity = next(iter(buffers.values())).shape[0]
     problem = settings.flow.problem
 
+    def due(carry):
+        return pending(settings.saves, carry.saved, carry.s)
+
     def stepping(state):
         carry, spent = state
         running = carry.result == RUNNING
         running = running & fits(problem, carry.activity, settings.capacity)
-        return running & ~pending(settings, carry) & (spent < budget)
+        return running & ~due(carry) & (spent < budget)
 
     def stepped(state):
         carry, spent = state
@@ -109,18 +112,18 @@ def chunk(
     # have a loop of their own: a choice between the two would copy the carry each time.
     def going(state):
         carry, _, rows, spent = state
-        due = pending(settings, carry) & (rows < capacity)
-        return (due | stepping((carry, spent))) & (spent < budget)
+        saving = due(carry) & (rows < capacity)
+        return (saving | stepping((carry, spent))) & (spent < budget)
 
     def body(state):
         carry, buffers, rows, spent = state
-        due = pending(settings, carry)
+        saving = due(carry)
         carry, buffers, rows = jax.lax.cond(
-            due,
+            saving,
             lambda: save(settings, carry, buffers, rows),
             lambda: (carry, buffers, rows),
         )
-        spent = spent + due.astype(spent.dtype)
+        spent = spent + saving.astype(spent.dtype)
         carry, spent = jax.lax.while_loop(stepping, stepped, (carry, spent))
         return carry, buffers, rows, spent
 

@@ -3,6 +3,7 @@
 import diffrax
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 # Where the dense output is looked at: at both ends and three points between.
@@ -70,27 +71,31 @@ def scaled_time(s: Float[Array, " 5"], time: Float[Array, " 5"]) -> Float[Array,
 def _powers(x: Float[Array, " 5"], y: Float[Array, " 5"]) -> Float[Array, " 4"]:
     """Coefficients of x, ..., x^4 in the polynomial through five points, the first of
     which has x = 0 (Newton's divided differences)."""
-    c = list(y)
+    newton = []
     for order in range(1, _POINTS):
-        for i in reversed(range(order, _POINTS)):
-            gap = x[i] - x[i - order]
-            c[i] = (c[i] - c[i - 1]) / jnp.where(gap == 0, 1, gap)
-    p = [c[-1]]
+        gap = x[order:] - x[:-order]
+        y = jnp.diff(y) / jnp.where(gap == 0, 1, gap)
+        newton.append(y[:1])
+    p = newton.pop()
     for i in reversed(range(1, _POINTS - 1)):
-        products = [-x[i] * a for a in p]
-        p = [a + b for a, b in zip([c[i], *p], [*products, 0.0], strict=True)]
-    return jnp.stack(p)
+        p = jnp.append(newton.pop(), p) - x[i] * jnp.append(p, 0)
+    return p
 
 
 def _weights(length: Float[Array, ""]) -> Float[Array, " 4"]:
     r"""$m\int_0^1 e^{-\Delta(1 - x)}x^{m-1}dx$ for $m = 1, ..., 4$ and $\Delta$ the
     `length`: by their series up to 1, by recurrence beyond, where it is stable."""
     small, large = jnp.minimum(length, 1), jnp.maximum(length, 1)
+    powers = (-small) ** jnp.arange(_TERMS, dtype=length.dtype)
+    series = jnp.sum(jnp.asarray(_series(), length.dtype) * powers[None], axis=1)
     weights, integral = [], -jnp.expm1(-large) / large
     for m in range(1, _POINTS):
-        series = jnp.ones_like(length)
-        for k in reversed(range(1, _TERMS)):
-            series = 1 - small / (m + k) * series
-        weights.append(jnp.where(length < 1, series, m * integral))
+        weights.append(m * integral)
         integral = (1 - m * integral) / large
-    return jnp.stack(weights)
+    return jnp.where(length < 1, series, jnp.stack(weights))
+
+
+def _series() -> np.ndarray:
+    """Coefficients 1 / ((m + 1) ... (m + j)) of the j-th power, shape (4, terms)."""
+    m, j = np.arange(1, _POINTS)[:, None], np.arange(1, _TERMS)
+    return np.cumprod(np.hstack([np.ones_like(m), 1 / (m + j)]), axis=1)

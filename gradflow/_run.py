@@ -114,9 +114,7 @@ class Run:
                 )
             if self.call is None:
                 return carry, Result.interrupted
-            if int(carry.result) != state.RUNNING and not bool(
-                saving.pending(self.settings, carry)
-            ):
+            if self._ended(carry):
                 return carry, self._named(carry)
             if self.interrupt.requested:
                 return carry, Result.interrupted
@@ -140,6 +138,13 @@ class Run:
             expected = budget * elapsed / spent
             self.progress.update(carry, self.rows, time.perf_counter() - began)
             self._checkpoint(carry)
+
+    def _ended(self, carry) -> bool:
+        if int(carry.result) == state.RUNNING:
+            return False
+        # On the host, which compiles nothing.
+        at = jax.device_get((self.settings.saves, carry.saved, carry.s))
+        return not saving.pending(*at)
 
     def _with_capacity(self, carry):
         """Has steps take as many examples as are needed."""

@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array
 
 from ._flow import measured_s
 from ._quadratures import with_quadratures
@@ -11,14 +11,16 @@ from ._state import REACHED, Carry, Settings, solver_counts
 from .diagnostics.snapshot import snapshot
 
 
-def pending(settings: Settings, carry: Carry) -> Bool[Array, ""]:
-    """Whether the last step passed points that are still to be saved."""
-    left = carry.saved < settings.saves.shape[0]
-    return left & (_next_save(settings, carry) <= carry.s)
+def pending(saves, saved, s):
+    """Whether a flow that is at `s` and has saved so many points passed more of them.
+
+    Of NumPy's arrays as of JAX's.
+    """
+    return (saved < saves.shape[0]) & (_next_save(saves, saved) <= s)
 
 
-def _next_save(settings, carry):
-    return settings.saves[jnp.minimum(carry.saved, settings.saves.shape[0] - 1)]
+def _next_save(saves, saved):
+    return saves[saved.clip(max=saves.shape[0] - 1)]
 
 
 def save(settings, carry, buffers, rows):
@@ -27,7 +29,7 @@ def save(settings, carry, buffers, rows):
     interpolant = settings.solver.interpolation_cls(
         t0=carry.t_prev, t1=carry.t, **carry.dense
     )
-    target = _next_save(settings, carry)
+    target = _next_save(settings.saves, carry.saved)
     inside = (target > carry.s_prev) & (carry.t > carry.t_prev)
 
     def theta(t):
