@@ -325,14 +325,26 @@ def test_tiny_initialisation_reaches_the_end_in_few_steps():
     assert max(steps) <= 400
 
 
-def test_nothing_is_compiled_twice():
+def test_nothing_is_compiled_twice_and_little_at_first(caplog):
     x, y = separable(n=6)
-    make = lambda k: gf.Problem(  # noqa: E731
-        gf.models.DeepLinear((3, 2, 1), key=jax.random.key(k)), x, y
+    first, second = (
+        gf.Problem(gf.models.DeepLinear((3, 2, 1), key=jax.random.key(k)), x, y)
+        for k in range(2)
     )
-    gf.integrate(make(0), to=10.0, saveat=10, rtol=1e-4)
-    again = gf.integrate(make(1), to=20.0, saveat=10, rtol=1e-5)
-    assert again.stats["compile_seconds"] == 0.0
+
+    def compilations(**arguments):
+        caplog.clear()
+        with jax.log_compiles():
+            traj = gf.integrate(saveat=10, **arguments)
+        found = [r.getMessage() for r in caplog.records]
+        return traj, [m for m in found if m.startswith("Finished XLA compilation")]
+
+    # Two of them are the flow's; the others should be few, whatever they do: on arrays
+    # one by one, JAX compiles each operation for each shape.
+    _, anew = compilations(problem=first, to=10.0, rtol=1e-4)
+    assert 2 <= len(anew) <= 12
+    again, anew = compilations(problem=second, to=20.0, rtol=1e-5)
+    assert again.stats["compile_seconds"] == 0.0 and not anew
 
 
 def test_float32_reaches_far_and_agrees():
