@@ -48,14 +48,19 @@ def write(path: Path | None, results) -> None:
 
 
 @contextlib.contextmanager
-def figure(path: Path | None, columns: int):
-    """Axes side by side; the figure is saved beside the results if these are."""
+def figure(path: Path | None, columns: int, rows: int = 1):
+    """Axes side by side, row after row; the figure is saved beside the results if these
+    are."""
     import matplotlib.pyplot as plt
 
     drawn, axes = plt.subplots(
-        1, columns, figsize=(4.5 * columns, 3.6), squeeze=False, layout="constrained"
+        rows,
+        columns,
+        figsize=(4.5 * columns, 3.6 * rows),
+        squeeze=False,
+        layout="constrained",
     )
-    yield axes[0]
+    yield axes.ravel()
     if path is not None:
         drawn.savefig(path.with_suffix(".png"), dpi=120)
     plt.close(drawn)

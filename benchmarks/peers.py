@@ -120,7 +120,7 @@ def kencarp4(problem, to: float, rtol: float) -> dict[str, Any]:
 
 
 def torchdiffeq(problem, to: float, budget: float, rtol: float) -> dict[str, Any]:
-    """torchdiffeq's dopri5 on the same jitted function (extra: torchdiffeq, torch)."""
+    """torchdiffeq's dopri5 on the same jitted function (extra: `benchmarks`)."""
     import torch
     from torchdiffeq import odeint
 

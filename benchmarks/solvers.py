@@ -12,9 +12,13 @@ evaluations, a Jacobian product counted as two; null where a method does not cou
 digits and the CNN our solvers leave out examples whose losses are below rounding: on m
 of n, m/n is counted. Seconds are the least of `REPEATS` runs where one takes less than
 `SHORT`, since what else a machine does only adds to them.
+
+torchdiffeq is an extra (`pip install -e '.[benchmarks]'`), left out where it is not
+installed.
 """
 
 import argparse
+import importlib.util
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -28,7 +32,7 @@ from scipy.interpolate import CubicSpline
 import gradflow as gf
 from gradflow._flow import measured_s
 
-from .common import work, write
+from .common import figure, work, write
 from .descent import DESCENT, descent
 from .peers import SCIPY, kencarp4, scipy, torchdiffeq
 from .problems import PROBLEMS
@@ -44,6 +48,8 @@ DIFFRAX = {
     "Kvaerno3": diffrax.Kvaerno3(),
     "Kvaerno5": diffrax.Kvaerno5(),
 }
+TORCHDIFFEQ = "torchdiffeq dopri5"
+METHODS = (*OURS, *DIFFRAX, "KenCarp4", *SCIPY, TORCHDIFFEQ, *DESCENT)
 # Runs of fewer seconds are timed so often.
 SHORT, REPEATS = 2.0, 5
 # A dense Jacobian of more parameters does not pay.
@@ -132,8 +138,13 @@ def methods(problem, to: float, budget: float) -> dict[str, Callable[[float], di
         named["KenCarp4"] = partial(kencarp4, problem, to)
         for name in SCIPY:
             named[name] = partial(scipy, problem, name, to, budget)
-    named["torchdiffeq dopri5"] = partial(torchdiffeq, problem, to, budget)
+    if _torchdiffeq_installed():
+        named[TORCHDIFFEQ] = partial(torchdiffeq, problem, to, budget)
     return named
+
+
+def _torchdiffeq_installed() -> bool:
+    return importlib.util.find_spec("torchdiffeq") is not None
 
 
 def _repeated(run: Callable[[], dict]) -> dict:
@@ -183,13 +194,22 @@ def main() -> None:
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     rtols = [float(rtol) for rtol in options.rtols.split(",")]
+    problems = options.problems.split(",")
     chosen = None if options.methods is None else options.methods.split(";")
+    for option, names, known in (
+        ("--problems", problems, PROBLEMS),
+        ("--methods", chosen or (), METHODS),
+    ):
+        if unknown := [name for name in names if name not in known]:
+            parser.error(f"{option}: {unknown} are none of {list(known)}.")
+    if not _torchdiffeq_installed() and TORCHDIFFEQ in (chosen or METHODS):
+        print(f"{TORCHDIFFEQ} is left out: pip install -e '.[benchmarks]'", flush=True)
     rows = []
-    for name in options.problems.split(","):
+    for name in problems:
         rows += compare(name, rtols, options.seconds, chosen)
         write(options.json, rows)
     if options.json is not None:
-        plot(rows, options.json.with_suffix(".png"))
+        plot(rows, options.json)
 
 
 def _arrived(row: dict) -> bool:
@@ -199,47 +219,38 @@ def _arrived(row: dict) -> bool:
 
 def plot(rows: list[dict], path: Path) -> None:
     """Error against wall time, one panel a problem; crosses stopped on the way."""
-    import matplotlib.pyplot as plt
+    from matplotlib import colormaps
+    from matplotlib.lines import Line2D
     from matplotlib.ticker import LogLocator, NullFormatter
 
     names = list(dict.fromkeys(row["problem"] for row in rows))
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    colours = dict(zip(methods, plt.get_cmap("tab20").colors))
+    colours = dict(zip(methods, colormaps["tab20"].colors))
     columns = min(3, len(names))
-    figure, axes = plt.subplots(
-        -(-len(names) // columns),
-        columns,
-        figsize=(4.2 * columns, 3.6 * -(-len(names) // columns)),
-        squeeze=False,
-        layout="constrained",
-    )
-    for axis in axes.flat[len(names) :]:
-        axis.set_visible(False)
-    for axis, name in zip(axes.flat, names):
-        for method in methods:
-            mine = [r for r in rows if r["problem"] == name and r["method"] == method]
-            for reached, style in ((True, "o-"), (False, "x")):
-                points = [
-                    (r["seconds"], r["error"])
-                    for r in mine
-                    if r["error"] and _arrived(r) == reached
-                ]
-                if points:
-                    axis.loglog(*zip(*points), style, color=colours[method], ms=4)
-        to = next(r["s asked"] for r in rows if r["problem"] == name)
-        axis.set(
-            title=f"{name} to s = {to:g}",
-            xlabel="seconds",
-            ylabel="relative error of margins",
-        )
-        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.xaxis.set_minor_formatter(NullFormatter())
-    handles = [
-        plt.Line2D([], [], color=colours[m], marker="o", label=m) for m in methods
-    ]
-    figure.legend(handles=handles, loc="outside right upper", fontsize=7)
-    figure.savefig(path, dpi=120)
+    with figure(path, columns, -(-len(names) // columns)) as axes:
+        for axis in axes[len(names) :]:
+            axis.set_visible(False)
+        for axis, name in zip(axes, names):
+            mine = [row for row in rows if row["problem"] == name]
+            for row in mine:
+                if row["error"]:
+                    style = "o" if _arrived(row) else "x"
+                    point = row["seconds"], row["error"]
+                    axis.loglog(*point, style, color=colours[row["method"]], ms=4)
+            for method, colour in colours.items():
+                line = [r for r in mine if r["method"] == method and _arrived(r)]
+                line = [(r["seconds"], r["error"]) for r in line if r["error"]]
+                axis.loglog(*np.reshape(line, (-1, 2)).T, color=colour)
+            axis.set(
+                title=f"{name} to s = {mine[0]['s asked']:g}",
+                xlabel="seconds",
+                ylabel="relative error of margins",
+            )
+            axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_formatter(NullFormatter())
+        handles = [Line2D([], [], color=colours[m], marker="o") for m in methods]
+        axes[0].figure.legend(handles, methods, loc="outside right upper", fontsize=7)
 
 
 if __name__ == "__main__":
