@@ -208,7 +208,7 @@ def main() -> None:
     for name in problems:
         rows += compare(name, rtols, options.seconds, chosen)
         write(options.json, rows)
-    if options.json is not None:
+    if rows and options.json is not None:
         plot(rows, options.json)
 
 
