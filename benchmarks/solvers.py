@@ -21,6 +21,7 @@ import argparse
 import importlib.util
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import diffrax
@@ -232,15 +233,16 @@ def plot(rows: list[dict], path: Path) -> None:
             axis.set_visible(False)
         for axis, name in zip(axes, names):
             mine = [row for row in rows if row["problem"] == name]
-            for row in mine:
-                if row["error"]:
-                    style = "o" if _arrived(row) else "x"
-                    point = row["seconds"], row["error"]
-                    axis.loglog(*point, style, color=colours[row["method"]], ms=4)
-            for method, colour in colours.items():
-                line = [r for r in mine if r["method"] == method and _arrived(r)]
-                line = [(r["seconds"], r["error"]) for r in line if r["error"]]
-                axis.loglog(*np.reshape(line, (-1, 2)).T, color=colour)
+            for method, arrived in product(methods, (True, False)):
+                points = [
+                    (row["seconds"], row["error"])
+                    for row in mine
+                    if row["method"] == method and _arrived(row) == arrived
+                    if row["error"]
+                ]
+                style = "o-" if arrived else "x"
+                points = np.reshape(points, (-1, 2))
+                axis.loglog(*points.T, style, color=colours[method], ms=4)
             axis.set(
                 title=f"{name} to s = {mine[0]['s asked']:g}",
                 xlabel="seconds",
