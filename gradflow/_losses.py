@@ -46,13 +46,18 @@ class AbstractLoss(eqx.Module):
         `CrossEntropy` and changes the slope or the inverse has to change it too."""
         return self.log_slope(self.inverse(log_risk))
 
-    def factors(
-        self, p: Float[Array, "..."]
-    ) -> tuple[Float[Array, "..."] | float, Float[Array, "..."]]:
-        r"""Two parts of the loss, $\ell(p) = a\,e^b$, elementwise, where $a$ neither
-        overflows nor becomes small: a sum of losses then takes no logarithm of each. A
-        loss that inherits this and changes `log_loss` has to change both."""
-        return 1.0, self.log_loss(p)
+    def log_size(self, p: Float[Array, "..."]) -> Float[Array, "..."]:
+        r"""$\ln\ell(p)$, elementwise, or what costs less and is off by so little that
+        the quotient of both neither overflows nor becomes small. A loss that inherits
+        this and `scaled` and changes `log_loss` has to change all three."""
+        return self.log_loss(p)
+
+    def scaled(
+        self, p: Float[Array, "..."], log_scale: Float[Array, "..."]
+    ) -> Float[Array, "..."]:
+        r"""$\ell(p)\,e^{-\text{log\_scale}}$, elementwise; differentiable twice in `p`
+        without cancellation. The scale is at least `log_size`, and constant."""
+        return jnp.exp(self.log_loss(p) - log_scale)
 
     def margin(
         self, output: Float[Array, "..."], label: Float[Array, ""] | Integer[Array, ""]
@@ -90,7 +95,8 @@ class AbstractLoss(eqx.Module):
 # columns as a Jacobian has; by these rules it takes two.
 @eqx.filter_custom_jvp
 def _log_total(p, loss, log_weights):
-    return _total_and_shares(p, loss, log_weights)[0]
+    largest, log_scale = _scales(p, loss, log_weights)
+    return largest + jnp.log(jnp.sum(loss.scaled(p, log_scale)))
 
 
 @_log_total.def_jvp
@@ -101,17 +107,24 @@ def _(primals, tangents):
 @eqx.filter_custom_jvp
 def _pull(p, loss, log_weights):
     # Each example's share of the risk times its slope: -d ln L / dp.
-    return _total_and_shares(p, loss, log_weights)[1] * _slope(loss, p)
+    _, log_scale = _scales(p, loss, log_weights)
+    losses, slopes = _with_slope(lambda p: loss.scaled(p, log_scale), p)
+    return -slopes / jnp.sum(losses)
 
 
 @_pull.def_jvp
 def _(primals, tangents):
     p, loss, log_weights = primals
     dp, *_ = tangents
-    _, shares = _total_and_shares(p, loss, log_weights)
-    slope, bend = jax.jvp(lambda p: _slope(loss, p), (p,), (jnp.ones_like(p),))
-    pull = shares * slope
-    return pull, shares * (bend - slope**2) * dp + pull * _dot(pull, dp)
+    _, log_scale = _scales(p, loss, log_weights)
+
+    def losses_and_slopes(p):
+        return _with_slope(lambda p: loss.scaled(p, log_scale), p)
+
+    (losses, slopes), (_, bends) = _with_slope(losses_and_slopes, p)
+    total = jnp.sum(losses)
+    pull = -slopes / total
+    return pull, (-bends / total) * dp + pull * _dot(pull, dp)
 
 
 def _dot(a, b):
@@ -119,18 +132,15 @@ def _dot(a, b):
     return jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
-def _slope(loss, p):
-    # Differentiated, so that the flow is that of `log_loss` whatever `log_slope` says.
-    return -jax.jvp(loss.log_loss, (p,), (jnp.ones_like(p),))[1]
+def _with_slope(function, p):
+    return jax.jvp(function, (p,), (jnp.ones_like(p),))
 
 
-def _total_and_shares(p, loss, log_weights):
-    factor, exponent = loss.factors(p)
-    exponent = exponent + log_weights
-    largest = jnp.max(exponent)
-    losses = factor * jnp.exp(exponent - largest)
-    total = jnp.sum(losses)
-    return largest + jnp.log(total), losses / total
+def _scales(p, loss, log_weights):
+    # The log of the largest weighted loss, or nearly, and what each loss is divided by.
+    p = jax.lax.stop_gradient(p)
+    largest = jnp.max(loss.log_size(p) + log_weights)
+    return largest, largest - log_weights
 
 
 def binary_labels(y: Array, output_shape: tuple[int, ...], name: str, dtype) -> Array:
@@ -190,15 +200,14 @@ def _softplus_neg(p):
     return e, softplus, jnp.where(p > 0, rest, 1 - e * softplus)
 
 
-def _softplus_neg_factors(p):
-    # ln(1 + e^-p); for p > 0 as e^-p ln(1 + e)/e with e = e^-p.
-    return _softplus_neg(p)[1], jnp.where(p > 0, -p, 0)
+def _log_size(p):
+    return jnp.where(p > 0, -p, 0)
 
 
 @jax.custom_jvp
 def _log_softplus_neg(p):
-    factor, exponent = _softplus_neg_factors(p)
-    return jnp.log(factor) + exponent
+    # For p > 0 that of e^-p ln(1 + e)/e with e = e^-p.
+    return jnp.log(_softplus_neg(p)[1]) + _log_size(p)
 
 
 @jax.custom_jvp
@@ -222,6 +231,44 @@ def _(primals, tangents):
 def _(primals, tangents):
     (p,), (dp,) = primals, tangents
     return _log_softplus_neg(p), -_logistic_log_slope(p) * dp
+
+
+def _scaled_exponentials(p, log_scale):
+    # e^-|p|, and the scaled loss over ln(1 + e^-p)/e^-p for p > 0, over ln(1 + e^-p)
+    # for p <= 0. Exponentials are a tenth of a small flow's time, so that one does for
+    # both: a scale for all is at most one, and one where any p <= 0.
+    magnitude = jnp.where(p > 0, p, -p)
+    scaled = jnp.exp(-magnitude - log_scale)
+    if jnp.ndim(log_scale) == 0:
+        return scaled * jnp.exp(log_scale), jnp.where(p > 0, scaled, 1)
+    return jnp.exp(-magnitude), jnp.where(p > 0, scaled, jnp.exp(-log_scale))
+
+
+@jax.custom_jvp
+def _scaled_softplus_neg(p, log_scale):
+    e, size = _scaled_exponentials(p, log_scale)
+    q, _ = _log1p_over(e)
+    return size * jnp.where(p > 0, q, e * q - p)
+
+
+@jax.custom_jvp
+def _scaled_slope(p, log_scale):
+    # sigmoid(-p), scaled.
+    e, size = _scaled_exponentials(p, log_scale)
+    return size / (1 + e)
+
+
+@_scaled_softplus_neg.defjvp
+def _(primals, tangents):
+    # Scales are constant.
+    return _scaled_softplus_neg(*primals), -_scaled_slope(*primals) * tangents[0]
+
+
+@_scaled_slope.defjvp
+def _(primals, tangents):
+    e, _ = _scaled_exponentials(*primals)
+    slope = _scaled_slope(*primals)
+    return slope, -slope * (jnp.where(primals[0] > 0, 1, e) / (1 + e)) * tangents[0]
 
 
 # Below this the series.
@@ -248,8 +295,11 @@ class _OfLogistic(AbstractLoss):
     def log_loss(self, p):
         return _log_softplus_neg(p)
 
-    def factors(self, p):
-        return _softplus_neg_factors(p)
+    def log_size(self, p):
+        return _log_size(p)
+
+    def scaled(self, p, log_scale):
+        return _scaled_softplus_neg(p, log_scale)
 
     def log_slope(self, p):
         return _logistic_log_slope(p)

@@ -178,15 +178,38 @@ def test_rules_of_the_total_against_plain_differentiation(loss):
     )
 
 
+@pytest.mark.parametrize("each", [False, True])
 @pytest.mark.parametrize(
     "loss", [gf.Exponential(), gf.Logistic(), gf.CrossEntropy(), gf.Squared()]
 )
-def test_factors_are_those_of_the_loss(loss):
-    p = jnp.concatenate([-jnp.logspace(-9, 3, 50), jnp.zeros(1), jnp.logspace(-9, 6)])
-    factor, exponent = loss.factors(p)
-    found = np.log(factor) + exponent
-    np.testing.assert_allclose(found, loss.log_loss(p), rtol=4e-15, atol=4e-15)
-    assert np.all((np.asarray(factor) > 0.5) & (np.asarray(factor) < 2e3))
+def test_scaled_losses_are_those_of_the_loss(loss, each):
+    margins = np.concatenate([-np.logspace(-9, 3, 50), [0.0], np.logspace(-9, 5.5)])
+    for p in margins:
+        p = jnp.array([p, p + 0.3, p + 10])
+        scale = loss.log_size(p) if each else jnp.max(loss.log_size(p))
+        log, scaled = loss.log_loss(p), loss.scaled(p, scale)
+        np.testing.assert_allclose(np.log(scaled) + scale, log, rtol=4e-15, atol=2e-14)
+        assert 0.5 < np.max(scaled) < 2e3
+
+
+def test_pulls_and_their_derivatives_are_exact():
+    """Against mpmath, with margins near zero, where one exponential serves for the loss
+    and its scale, and far on, where its digits are lost."""
+    total = gf.Logistic().log_total
+    for shift in (-800.0, -20.0, -0.3, 0.0, 3.0, 30.0, 60.0, 700.0, 800.0, 1e5):
+        p = shift + np.array([0.0, 0.4, 7.0, 20.0])
+        values = [mp.log1p(mp.exp(-mp.mpf(x))) for x in p]
+        sizes = [1 / (1 + mp.exp(mp.mpf(x))) for x in p]
+        risk = sum(values)
+        exact = [-size / risk for size in sizes]
+        found = jax.grad(total)(jnp.asarray(p))
+        assert total(jnp.asarray(p)) == pytest.approx(float(mp.log(risk)), rel=1e-15)
+        np.testing.assert_allclose(found, np.array(exact, float), rtol=1e-14)
+        bends = [size * (1 - size) / risk for size in sizes]
+        hessian = np.array(np.diag(bends) - np.outer(exact, exact), float)
+        np.testing.assert_allclose(
+            jax.hessian(total)(jnp.asarray(p)), hessian, rtol=1e-13, atol=1e-15
+        )
 
 
 def test_the_flow_follows_the_loss_whatever_its_slope_says():
