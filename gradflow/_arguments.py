@@ -26,10 +26,10 @@ def checked_solver(
     solver: Any, problem: Problem, rtol: float | int, atol: float | int | None
 ) -> diffrax.AbstractSolver:
     """The solver to use, with tolerances where it solves equations inside a step."""
-    if not (isinstance(rtol, float | int) and 0 < rtol <= 1):
+    if not (_is_number(rtol) and 0 < rtol <= 1):
         raise ValueError(f"`rtol` must lie in (0, 1]; got {rtol!r}.")
-    if atol is not None and not atol >= 0:
-        raise ValueError(f"`atol` must not be negative; got {atol!r}.")
+    if atol is not None and not (_is_number(atol) and atol >= 0):
+        raise ValueError(f"`atol` must be a number from 0 on; got {atol!r}.")
     if solver is None:
         solver = choose(problem)
     if not isinstance(solver, diffrax.AbstractSolver):
@@ -93,13 +93,17 @@ def checked_saves(saveat: Any, s0: float, to: Any) -> np.ndarray:
             return np.linspace(s0, to, saveat)
         # Even in ln s: a shift makes the start positive, whatever s0 is.
         shift = 1.0 - s0
-        return np.geomspace(1.0, to + shift, saveat) - shift
+        points = np.geomspace(1.0, to + shift, saveat) - shift
+        # Both ends exactly: nothing would be saved until s is beyond the first.
+        points[0], points[-1] = s0, to
+        return points
     points = np.asarray(saveat)
     kind = np.issubdtype(points.dtype, np.number) or not points.size
-    if not kind or points.ndim != 1 or not np.all(np.diff(points) > 0):
+    finite = kind and bool(np.all(np.isfinite(points)))
+    if not finite or points.ndim != 1 or not np.all(np.diff(points) > 0):
         raise ValueError(
             "`saveat` must be a whole number, how many points are to be saved, or "
-            f"increasing s-values; got {saveat!r}."
+            f"increasing finite s-values; got {saveat!r}."
         )
     points = points.astype(float)
     if points.size and (points[0] < s0 or points[-1] > to):
@@ -123,7 +127,9 @@ def checked_limits(**limits: Any) -> dict[str, Any]:
 
 
 def _is_number(value: Any) -> bool:
-    return np.ndim(value) == 0 and np.issubdtype(np.asarray(value).dtype, np.number)
+    kind = np.asarray(value).dtype
+    real = np.issubdtype(kind, np.floating) or np.issubdtype(kind, np.integer)
+    return np.ndim(value) == 0 and real
 
 
 def checked_clock(clock: Any, problem: Problem) -> AbstractClock:
@@ -154,9 +160,7 @@ def checked_neglect(
     neglect: Any, problem: Problem, to: float | int, solver: Any
 ) -> float:
     """The share of the risk that steps may leave out."""
-    if neglect is not None and not (
-        isinstance(neglect, float | int) and 0 <= neglect < 1
-    ):
+    if neglect is not None and not (_is_number(neglect) and 0 <= neglect < 1):
         raise ValueError(f"`neglect` must lie in [0, 1); got {neglect!r}.")
     if isinstance(solver, DualRodas5P):
         return 0.0

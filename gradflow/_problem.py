@@ -31,7 +31,8 @@ class Problem(eqx.Module):
     - `model`: an Equinox module called as `model(x_i)`, returning one number (labels
         -1 and +1) or one per class (integer labels). Examples are mapped by
         `jax.vmap(model, axis_name="batch")`.
-    - `x`: floating point, shape `(n, ...)`, one row per example.
+    - `x`: floating point, shape `(n, ...)`, one row per example; kept in the dtype of
+        the parameters.
     - `y`: shape `(n,)`, -1 and +1, or classes 0, ..., C - 1.
     - `loss`: by default `Logistic()` or `CrossEntropy()`, as the labels are.
     - `degree`: degree of homogeneity $L$, $\Phi(x; c\theta) = c^L\Phi(x; \theta)$.
@@ -93,6 +94,9 @@ class Problem(eqx.Module):
             model, trainable, is_leaf=lambda leaf: isinstance(leaf, Fixed)
         )
         self.layout, self.theta = Layout.of(params)
+        # Data in another precision would be converted at every use, or decide the
+        # outputs' precision.
+        x = x.astype(self.theta.dtype)
         # On the host: jax.numpy would compile it for this one use.
         wrong = int(np.sum(~np.isfinite(np.asarray(self.theta, np.float64))))
         if wrong:

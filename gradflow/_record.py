@@ -13,7 +13,8 @@ from ._problem import Problem
 
 
 def describe(settings, to, rtol, atol, s0) -> dict[str, Any]:
-    """Everything that decides the numbers of a run, as JSON values."""
+    """Everything that decides the numbers of a run, and when it is given up, as JSON
+    values."""
     problem = settings.flow.problem
     return {
         "to": float(to),
@@ -21,6 +22,7 @@ def describe(settings, to, rtol, atol, s0) -> dict[str, Any]:
         "rtol": float(rtol),
         "atol": 0.0 if atol is None else float(atol),
         "neglect": settings.neglect,
+        "patience": int(settings.patience),
         "saves": np.asarray(settings.saves).tolist(),
         "solver": _text(settings.solver),
         "clock": _text(settings.flow.clock),

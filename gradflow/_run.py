@@ -159,7 +159,7 @@ class Run:
 
     def _named(self, carry) -> Result:
         result = _CODES[int(carry.result)]
-        if result not in (Result.step_underflow, Result.stationary):
+        if result not in (Result.step_underflow, Result.stationary, Result.chattering):
             return result
         problem, theta = self.settings.flow.problem, carry.theta(self.settings)
         return seen_from_the_gradient(problem, theta, result)
@@ -198,13 +198,20 @@ class Run:
         if carry is None:
             return self._trajectory(self.settings.flow.problem.theta, carry, result)
         theta = carry.theta_saved
-        last = self.rows[-1]["s"] if self.rows else -np.inf
-        if result is not Result.reached and float(carry.s) > last:
+        if result is not Result.reached and self._moved(carry):
             theta = self._save_here(carry)
         trajectory = self._trajectory(theta, carry, result)
         if self.store is not None:
             self.store.save(trajectory)
         return trajectory
+
+    def _moved(self, carry) -> bool:
+        """Whether the last step ended beyond the last saved point, which on a plateau
+        has the same s."""
+        if not self.rows:
+            return True
+        last = self.rows[-1]
+        return bool(carry.s > last["s"]) or bool(carry.steps > last["steps"])
 
     def _save_here(self, carry):
         """Saves the end of the last step too; the compiled chunk does it in no time."""

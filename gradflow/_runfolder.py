@@ -9,12 +9,12 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from ._state import RUNNING, STEP_LIMIT
+from ._state import CHATTERING, RUNNING, STATIONARY, STEP_LIMIT
 from ._trajectory import Trajectory
 
 # What may differ between a run and its continuation without changing its numbers.
 _VERSIONS = ("gradflow", "jax")
-_FREE = (*_VERSIONS, "device")
+_FREE = (*_VERSIONS, "device", "patience")
 
 
 class RunFolder:
@@ -62,8 +62,11 @@ class RunFolder:
                 carry = eqx.tree_deserialise_leaves(file, like)
             except Exception as error:
                 raise self._unreadable(_blamed(stored, self.config), error) from error
-        # A run that was out of steps goes on where a larger limit is given.
-        if int(carry.result) == STEP_LIMIT:
+        # A run that was out of steps goes on where a larger limit is given, and one
+        # that was given up with another patience.
+        more = self.config.get("patience") != stored.get("patience")
+        given_up = int(carry.result) in (CHATTERING, STATIONARY)
+        if int(carry.result) == STEP_LIMIT or (given_up and more):
             running = jnp.full_like(carry.result, RUNNING)
             carry = eqx.tree_at(lambda c: c.result, carry, running)
         count = header["rows"]

@@ -41,10 +41,10 @@ def seen_from_the_gradient(
     """The result of a flow whose steps came to nothing, by what the gradient says.
 
     A point is stationary if ln L does not fall along a line from there; after an
-    underflow, which kinks cause too, only if its gradient is small besides. (So it is
-    where every example is either fitted far beyond rounding or lost: with all its
-    neurons off one keeps the margin zero, and the risk stays above its loss. The
-    others' margins may grow until the square of the gradient underflows.)
+    underflow or chattering, which kinks cause too, only if its gradient is small
+    besides. (So it is where every example is either fitted far beyond rounding or lost:
+    with all its neurons off one keeps the margin zero, and the risk stays above its
+    loss. The others' margins may grow until the square of the gradient underflows.)
     """
     log_risk, change, fall = _from(problem, theta)
     if fall > _FALLING + 64 * problem.rounding * abs(log_risk):

@@ -363,6 +363,24 @@ def test_float32_reaches_far_and_agrees():
         gf.integrate(gf.Problem(single, x.astype(jnp.float32), y), to=1e5, max_steps=2)
 
 
+def test_parameters_decide_the_precision():
+    """Regression: float32 parameters on data in float64 raised an error of JAX."""
+    x, y = separable(n=6)
+    model = gf.models.MLP((3, 4, 1), gf.models.SmoothReLU(0.1), key=jax.random.key(1))
+    single = jax.tree.map(lambda w: w.astype(jnp.float32), model)
+    problem = gf.Problem(single, np.asarray(x, np.float64), y)
+    assert problem.outputs(problem.theta).dtype == problem.x.dtype == jnp.float32
+    assert gf.integrate(problem, to=10.0).result is gf.Result.reached
+    problem = gf.Problem(model, x.astype(jnp.float32), y)
+    assert problem.outputs(problem.theta).dtype == problem.x.dtype == jnp.float64
+
+
+def test_points_even_in_the_logarithm_include_both_ends():
+    for s0 in np.random.default_rng(0).normal(size=200):
+        points = checked_saves(5, s0, 2e4)
+        assert (points[0], points[-1]) == (s0, 2e4)
+
+
 @pytest.mark.parametrize(
     "options, match",
     [
@@ -372,10 +390,11 @@ def test_float32_reaches_far_and_agrees():
         ({"solver": diffrax.Euler()}, "has no error estimate"),
         ({"solver": diffrax.KenCarp4()}, "systems of several terms"),
         ({"rtol": 0.0}, "`rtol` must lie in"),
-        ({"atol": -1.0}, "`atol` must not be negative"),
+        ({"atol": -1.0}, "`atol` must be a number from 0 on"),
         ({"saveat": 1}, "at least 2 points"),
-        ({"saveat": [3.0, 2.0]}, "increasing s-values"),
-        ({"saveat": "all"}, "increasing s-values; got 'all'"),
+        ({"saveat": [3.0, 2.0]}, "increasing finite s-values"),
+        ({"saveat": [np.nan]}, "increasing finite s-values"),
+        ({"saveat": "all"}, "increasing finite s-values; got 'all'"),
         ({"saveat": [3.0, 2000.0]}, "outside the flow's range"),
         ({"max_steps": -1}, "`max_steps` must be a number from 0 on"),
         ({"patience": -1}, "`patience` must be a number from 0 on"),
@@ -398,6 +417,7 @@ ONE = gf.Problem(gf.models.Linear(1), np.ones((1, 1)), np.ones(1), one_class=Tru
     "check, value, match",
     [
         (lambda to: checked_saves(2, 0.0, to), "far", "`to` must be a finite number"),
+        (lambda to: checked_saves(2, 0.0, to), 9j, "`to` must be a finite number"),
         (lambda n: checked_limits(max_seconds=n), "60", "`max_seconds` must be a num"),
         (checked_diagnostics, gf.diagnostics.standard, "a sequence of functions"),
         (checked_diagnostics, ("alignment",), "a sequence of functions"),

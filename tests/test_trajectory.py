@@ -54,6 +54,29 @@ def test_save_and_load_keep_everything(traj, tmp_path):
         gf.Trajectory.load(tmp_path / "other.nc")
 
 
+def test_a_flow_that_was_given_up_goes_on_with_more_patience(tmp_path):
+    problem = gf.Problem(gf.models.Linear(3), *separable(n=6))
+
+    def run(patience, folder=tmp_path):
+        # So tight that the first step is a small one.
+        return gf.integrate(
+            problem,
+            to=60.0,
+            saveat=5,
+            rtol=1e-12,
+            patience=patience,
+            folder=folder,
+            throw=False,
+        )
+
+    given_up, same = run(1), run(1)
+    assert given_up.result is same.result is gf.Result.chattering
+    assert given_up.stats["steps"] == same.stats["steps"]
+    resumed, whole = run(None), run(None, folder=None)
+    assert resumed.result is gf.Result.reached
+    np.testing.assert_array_equal(resumed.theta, whole.theta)
+
+
 def test_a_resumed_run_is_bit_identical(tmp_path):
     unbroken = gf.integrate(_problem(), to=60.0, saveat=20)
     for stop in (3, 8, 12):

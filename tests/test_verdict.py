@@ -35,6 +35,30 @@ def test_a_minimum_that_log_risk_time_cannot_pass_is_stationary(solver):
     assert traj.s[-1] == pytest.approx(4.05043, abs=1e-4)
 
 
+def test_an_example_that_lost_all_its_neurons_is_no_chattering():
+    """Its margin stays zero, and the risk at its loss, however far the others get."""
+    x = np.random.default_rng(0).normal(size=(4, 3))
+    x[3] = x[2]
+    model = gf.models.TwoLayer(
+        3, 5, gf.models.PowerReLU(2), key=jax.random.key(3), train_outer=True
+    )
+    traj = gf.integrate(gf.Problem(model, x, [1.0, -1, 1, 1]), to=8.0)
+    assert traj.result is gf.Result.stationary
+    assert traj.s[-1] == pytest.approx(np.log(4 / np.log(2)), abs=1e-6)
+
+
+def test_steps_on_a_plateau_are_kept():
+    """Regression: where s had not moved, the result had the initial parameters."""
+    model = gf.models.DeepLinear((3, 2, 2, 1), key=jax.random.key(0), scale=1e-8)
+    problem = gf.Problem(model, *separable(n=6))
+    traj = gf.integrate(problem, to=20.0, saveat=5, max_steps=12)
+    assert traj.result is gf.Result.step_limit and traj.s[-1] == traj.s[0]
+    assert traj["steps"][-1] == traj.stats["steps"] > 5
+    norm = np.linalg.norm(traj.theta)
+    assert traj["rho"][-1] == pytest.approx(norm, rel=1e-12)
+    assert norm > 1.1 * np.linalg.norm(problem.theta)
+
+
 class Timid(diffrax.Heun):
     """Estimates errors so many times too large that no step comes anywhere."""
 
