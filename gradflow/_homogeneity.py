@@ -161,11 +161,19 @@ def _degree_in(probe):
 
 def _measure(probe, mask):
     value, radial = probe.near(mask)
+    largest = float(np.max(np.abs(value), initial=0))
+    if not largest > 0:
+        raise ValueError(
+            "`model` returns nothing but zeros near its parameters, so that its degree "
+            "cannot be measured: they are so small that the outputs underflow, or all "
+            "neurons of a layer are off. Choose other initial parameters."
+        )
+    # Squares of outputs of 1e-170 would underflow.
+    value, radial = value / largest, radial / largest
     size = float(value @ value)
-    degree = float(value @ radial) / size if size > 0 else 0.0
-    scale = float(np.linalg.norm(value)) * max(1.0, abs(degree))
-    residual = float(np.linalg.norm(radial - degree * value)) / scale if scale else 0.0
-    return degree, residual
+    degree = float(value @ radial) / size
+    scale = np.sqrt(size) * max(1.0, abs(degree))
+    return degree, float(np.linalg.norm(radial - degree * value)) / scale
 
 
 def _shaken(theta, seed):

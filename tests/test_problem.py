@@ -203,6 +203,21 @@ def _skip():
     return Skip(first, jnp.arange(1.0, 5.0), gf.models.Dense(4, 1, key=key[1]))
 
 
+def test_degrees_of_outputs_that_almost_underflow():
+    """Regression: their squares did, and the degree was 0."""
+    x, y = separable(n=6)
+
+    def problem(depth, scale):
+        widths = (3,) * depth + (1,)
+        model = gf.models.DeepLinear(widths, key=jax.random.key(0), scale=scale)
+        return gf.Problem(model, x, y)
+
+    deep = problem(30, 1e-7)
+    assert deep.degree == 30 and deep.layer_degrees == (1,) * 30
+    with pytest.raises(ValueError, match="nothing but zeros .* underflow"):
+        problem(60, 1e-7)
+
+
 def test_layers_are_arrays_or_what_has_a_degree_only_together():
     x, y = separable()
     problem = gf.Problem(_skip(), x, y)
