@@ -428,3 +428,28 @@ def test_settings_of_another_type_are_named(check, value, match):
     """Those that the test suite's type checker would not let through."""
     with pytest.raises(ValueError, match=match):
         check(value)
+
+
+@pytest.mark.parametrize(
+    "dtype, scale", [(np.float32, 2.0**17), (np.float32, 2.0**-17), (float, 2.0**-60)]
+)
+@pytest.mark.parametrize("solver", [gf.solvers.Rodas5P(), gf.solvers.DualRodas5P()])
+def test_the_scale_of_the_data_changes_nothing(solver, dtype, scale):
+    """Regression: quadratures are of another scale than the parameters; that they were
+    eliminated together took ten times the steps, or ended in `chattering`."""
+    dual = isinstance(solver, gf.solvers.DualRodas5P)
+    x, y = separable(n=6 if dual else 30, d=10)
+
+    def flow(scale):
+        model = gf.models.Linear(10)
+        model = jax.tree.map(lambda w: w.astype(dtype), model)
+        problem = gf.Problem(model, scale * x, y)
+        return gf.integrate(problem, to=50.0, saveat=5, solver=solver)
+
+    one, other = flow(1.0), flow(scale)
+    assert abs(other.stats["steps"] - one.stats["steps"]) <= 2
+    assert other.stats["rejected_steps"] == one.stats["rejected_steps"]
+    size = np.max(np.abs(one.theta))
+    np.testing.assert_allclose(
+        scale * other.theta, one.theta, atol=1e2 * np.finfo(dtype).eps * size
+    )

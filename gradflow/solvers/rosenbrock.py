@@ -238,7 +238,9 @@ def _stages(field, t0, t1, y, h) -> Float[Array, "8 k"]:
     t0 = jnp.asarray(t0, length.dtype)
     slope, jacobian = _slope_and_jacobian(lambda v: field(t0, v), y)
     identity = jnp.eye(y.size, dtype=y.dtype)
-    factors = lu_factor(identity / (_GAMMA * h) - jacobian)
+    # Last unknowns first: a flow's quadratures, on which nothing depends, then leave
+    # the other rows alone, whatever their scale.
+    factors = lu_factor((identity / (_GAMMA * h) - jacobian)[::-1, ::-1])
     # h df/dt, exact; zero work where the field does not depend on time.
     _, time_slope = jax.jvp(lambda t: field(t, y), (t0,), (length,))
     # What a stage adds to y and to its slope, in one product.
@@ -247,7 +249,7 @@ def _stages(field, t0, t1, y, h) -> Float[Array, "8 k"]:
     nodes = jnp.asarray(_NODES, length.dtype)
 
     def solved(i, slope, added):
-        return lu_solve(factors, slope + d[i] * time_slope + added / h)
+        return lu_solve(factors, (slope + d[i] * time_slope + added / h)[::-1])[::-1]
 
     def stage(i, k):
         moved, added = _combine(weights[i], k)
