@@ -349,6 +349,7 @@ class CrossEntropy(_OfLogistic):
                 "`CrossEntropy()` needs (classes,) with at least two classes. For one "
                 "output pass labels -1 and +1."
             )
+        y = y.astype(jnp.int32) if y.dtype == bool else y
         if not bool(jnp.all(y == jnp.round(y))):
             raise ValueError("`y` must hold whole numbers for `CrossEntropy()`.")
         low, high = int(jnp.min(y)), int(jnp.max(y))

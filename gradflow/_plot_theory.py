@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ._problem import Problem
+from .diagnostics.common import refuse_coupled
 from .diagnostics.layers import neurons
 
 _STYLE: dict[Any, Any] = {
@@ -67,7 +68,7 @@ def prediction_surface(
         if out.ndim == 2 and out.shape[1] > 1:
             _draw_classes(ax, first, second, out.argmax(axis=1).reshape(first.shape))
         else:
-            scale = float(jnp.linalg.norm(theta)) ** (problem.degree or 0)
+            scale = float(jnp.linalg.norm(theta)) ** (problem.degree or 0) or 1.0
             _draw_levels(ax, first, second, out.reshape(first.shape) / scale, levels)
         labels = np.asarray(problem.y)
         for value, marker in zip(np.unique(labels), "osD^vP*X<>"):
@@ -91,7 +92,7 @@ def _padded(values):
 def _draw_levels(ax, first, second, values, levels):
     # Symmetric, so that white is the boundary; the 95 % quantile, because a
     # homogeneous prediction is steep in the corners.
-    size = max(float(np.quantile(np.abs(values), 0.95)), 1e-300)
+    size = float(np.quantile(np.abs(values), 0.95)) or 1.0
     steps = np.linspace(-size, size, 2 * levels + 1)
     drawn = ax.contourf(first, second, values, steps, cmap="RdBu", extend="both")
     if values.min() < 0 < values.max():
@@ -119,12 +120,15 @@ def saliency(
     - `models`: modules or flat parameters, in the order of the flow; also an array of
         shape `(points, k)`.
     - `example`: index into `problem.x`.
+
+    **Raises:** `ValueError` for a model that couples examples.
     """
     return np.abs(_margin_directions(problem, models, example))
 
 
 def _margin_directions(problem, models, example):
     thetas = jnp.stack([problem.theta_of(model) for model in models])
+    refuse_coupled(problem, thetas[-1], np.array([example]))
     grads = np.asarray(
         _input_gradients(problem, thetas, problem.x[example], problem.y[example])
     )

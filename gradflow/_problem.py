@@ -190,7 +190,7 @@ class Problem(eqx.Module):
                     f"`model` is an array of shape {model.shape}, but the problem has "
                     f"{self.k} parameters: pass a flat vector ({self.k},), or a module."
                 )
-            return jnp.asarray(model)
+            return jnp.asarray(model, self.theta.dtype)
         return self.layout.ravel(model)
 
     def outputs(

@@ -6,9 +6,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ._problem import Problem
+from .diagnostics.common import refuse_coupled
+
+_FEW = 8  # Examples whose outputs alone are held against those among all.
 
 
 def tangent_kernel(
@@ -26,11 +30,12 @@ def tangent_kernel(
 
     **Returns:** shape `(n, n)`, symmetric, dtype of the parameters.
 
-    **Raises:** `ValueError` if `batch_size < 1`.
+    **Raises:** `ValueError` if `batch_size < 1`, or for a model that couples examples.
 
     **Source:** Lyu and Li, Corollary 4.5; Jacot et al. 2018.
     """
     theta = problem.theta_of(model)
+    refuse_coupled(problem, theta, np.arange(min(_FEW, problem.n)))
 
     def rows(part: slice) -> Float[Array, "rows k"]:
         return _rows(problem, theta, problem.x[part], problem.y[part])
@@ -61,6 +66,6 @@ def gram(rows: Callable[[slice], Any], count: int, batch_size: int):
 @eqx.filter_jit
 def _rows(problem, theta, x, y):
     def margin(theta, x, y):
-        return problem.loss.margin(problem.model(theta)(x), y)
+        return problem.loss.margin(problem.outputs(theta, x[None])[0], y)
 
     return jax.vmap(jax.grad(margin), in_axes=(None, 0, 0))(theta, x, y)

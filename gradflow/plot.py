@@ -68,8 +68,10 @@ def margins(traj: Trajectory, *, ax: Axes | None = None, most: int = 400) -> Fig
         ax.plot(traj.s, least, color="crimson", lw=1.4, label="least margin")
         # The first points, where theta is small, may dwarf everything else.
         late = values[len(values) // 10 :]
-        low, high = late.min(), late.max()
-        ax.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+        late = late[np.isfinite(late)]
+        if late.size:  # None at zero weights.
+            low, high = late.min(), late.max()
+            ax.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
         by = r"\rho^L" if name == "normalized_margins" else r"\mathrm{median}"
         ax.set_ylabel(rf"margin $p_i / {by}$")
         _log_risk_axis(ax, traj)

@@ -70,6 +70,33 @@ def test_against_gradients_at_nearby_points(name):
     np.testing.assert_allclose(result.direction, gradient, atol=1e-14)
 
 
+def test_a_bias_counts_as_the_weight_of_a_constant_feature():
+    x = jax.random.normal(jax.random.key(1), (6, 3))
+    y = jnp.where(x[:, 0] > 0, 1.0, -1.0)
+    plain = M.MLP((4, 3, 1), key=KEY)
+    biased = M.MLP((3, 3, 1), key=KEY)
+    first = M.Dense(3, 3, bias=True, key=KEY)
+    biased = eqx.tree_at(lambda m: m.layers[0], biased, first)
+    problem = gf.Problem(biased, x, y)
+    appended = gf.Problem(plain, jnp.concatenate([x, jnp.ones((6, 1))], axis=1), y)
+
+    def with_weight(weight):
+        return eqx.tree_at(lambda m: m.layers[0].weight, plain, weight)
+
+    def reordered(theta):
+        weight, outer = appended.layout.split(jnp.asarray(theta))
+        return jnp.concatenate([weight[:, :3].ravel(), weight[:, 3], outer.ravel()])
+
+    weight = plain.layers[0].weight
+    theta = on_kinks(appended, with_weight, weight, {0: [0, 1], 1: [2]})
+    expected = clarke_direction(appended, theta)
+    found = clarke_direction(problem, reordered(theta))
+    assert found.kinks.sum() == 3 and found.exact
+    np.testing.assert_allclose(
+        found.direction, reordered(expected.direction), atol=1e-12
+    )
+
+
 def test_dependent_kinks_are_reported():
     x = jnp.array([[1.0, 0.0], [2.0, 0.0], [0.3, 1.0]])
     problem = gf.Problem(M.MLP((2, 1, 1), key=KEY), x, jnp.array([1.0, -1.0, 1.0]))

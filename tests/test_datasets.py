@@ -148,6 +148,17 @@ def test_plane_is_labelled_by_its_teacher_with_the_margin(seed):
     assert np.all(np.abs(x[:, :2]) <= 1) and np.all(x[:, 2] == 1)
 
 
+@pytest.mark.parametrize(
+    ("seed", "options"),
+    [(58, {}), (103, {}), (254, {"margin": 0.0}), (9, {"width": 1})],
+)
+def test_plane_has_both_labels_where_the_first_teacher_is_flat(seed, options):
+    """Regression: a teacher constant on half of the square gave one label, or zeros."""
+    _, y = gf.datasets.plane(200, seed=seed, **options)
+    assert set(y) == {-1.0, 1.0}
+    assert 0.15 < np.mean(y > 0) < 0.85
+
+
 def images(n, channels=1, side=28):
     rng = np.random.default_rng(0)
     return rng.integers(0, 256, (n, channels, side, side), np.uint8), np.arange(n) % 10

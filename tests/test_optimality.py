@@ -223,6 +223,16 @@ def test_norms_are_held_against_a_global_bound():
         assert np.isnan(gf.oracles.local_optimality(relu, ahead).bound)
 
 
+def test_a_layer_may_be_numbered_by_numpy():
+    problem = gf.Problem(gf.models.Linear(3), *separable(6, 3))
+    best = gf.oracles.max_margin(problem.x, problem.y)
+    model = problem.model(jnp.asarray(best.direction))
+    found = gf.oracles.layer_optimality(problem, model, np.int64(0))
+    assert found.global_optimum
+    w = found.point.weight[0]
+    np.testing.assert_allclose(w, best.direction / best.margin, rtol=1e-9)
+
+
 def test_bad_arguments_are_named():
     x, y = separable(6, 3)
     model = gf.models.DeepLinear((3, 2, 1), key=jax.random.key(3))

@@ -91,6 +91,13 @@ def test_max_margin_of_two_points_is_in_closed_form():
     np.testing.assert_allclose(found.multipliers, [0.75, 0.25, 0], atol=1e-12)
 
 
+def test_whole_numbers_of_one_sign_are_not_classes():
+    x = np.array([[2.0, 1.0], [2.0, -3.0]])
+    found = gf.oracles.max_margin(x, np.array([1, 1]))
+    np.testing.assert_allclose(found.direction, [1, 0], atol=1e-12)
+    assert np.isclose(found.margin, 2)
+
+
 def three_classes():
     rng = np.random.default_rng(3)
     y = np.arange(15) % 3
@@ -137,6 +144,8 @@ def test_flow_of_several_classes_goes_to_their_max_margin():
 def test_data_that_cannot_be_separated_is_an_error():
     with pytest.raises(ValueError, match="cannot be separated"):
         gf.oracles.max_margin(np.ones((3, 1)), np.array([0, 1, 2]))
+    with pytest.raises(ValueError, match="must hold -1 and"):
+        gf.oracles.max_margin(np.ones((3, 1)), np.array([1, 2, 2]))
     with pytest.raises(ValueError, match="one class only"):
         gf.oracles.max_margin(np.ones((3, 1)), np.array([0, 0, 0]))
     with pytest.raises(ValueError, match="cannot be separated"):
@@ -169,6 +178,10 @@ def test_no_deep_linear_network_has_more_margin_than_the_bound(depth):
     with pytest.raises(ValueError, match="not linear"):
         relu = gf.models.MLP(widths, key=jax.random.key(0))
         gf.oracles.deep_linear(gf.Problem(relu, x, y), relu)
+    flat = gf.oracles.deep_linear(problem, np.asarray(problem.theta))
+    np.testing.assert_array_equal(flat.predictor, other.predictor)
+    with pytest.raises(ValueError, match="predictor is zero"):
+        gf.oracles.deep_linear(problem, 0 * problem.theta)
 
 
 def test_diagonal_programs_in_closed_form():
@@ -213,6 +226,18 @@ def test_vertices_beat_every_local_search_for_three_layers():
     assert found.power_sum > 0.5 * random_best
 
 
+def test_vertices_do_not_depend_on_the_unit_of_the_examples():
+    """Regression: determinants of small features counted as zero."""
+    x, y = np.random.default_rng(0).normal(size=(3, 4)), np.array([1.0, -1.0, 1.0])
+    once = gf.oracles.diagonal_max_margin(x, y, 3)
+    for c in (1e-7, 1e7):
+        found = gf.oracles.diagonal_max_margin(c * x, y, 3)
+        assert found.exact
+        np.testing.assert_allclose(c * found.predictor, once.predictor, atol=1e-9)
+        power = found.squared_norm * c ** (2 / 3)
+        assert np.isclose(power, once.squared_norm, rtol=1e-9)
+
+
 def test_tangent_kernel_is_the_gram_matrix_of_margin_gradients():
     x, y = separable(7, 3)
     model = gf.models.MLP((3, 4, 1), gf.models.SmoothReLU(0.1), key=jax.random.key(1))
@@ -224,6 +249,11 @@ def test_tangent_kernel_is_the_gram_matrix_of_margin_gradients():
         np.testing.assert_allclose(kernel, expected, rtol=1e-12, atol=1e-12)
     with pytest.raises(ValueError, match="batch_size"):
         gf.tangent_kernel(problem, model, batch_size=0)
+    layers = [gf.models.Dense(3, 4, key=jax.random.key(0)), gf.models.BatchNorm(4)]
+    last = gf.models.Dense(4, 1, key=jax.random.key(1))
+    model = gf.models.Sequential([*layers, last])
+    with pytest.raises(ValueError, match="couples the examples"):
+        gf.tangent_kernel(gf.Problem(model, x, y, homogeneous=False), model)
 
 
 def test_tangent_svm_of_a_linear_model_is_the_max_margin_classifier():
@@ -241,6 +271,18 @@ def test_tangent_svm_of_a_linear_model_is_the_max_margin_classifier():
     expected = float(np.sum(w) / np.linalg.norm(w) / 2)
     assert np.isclose(other.cosine, expected, rtol=1e-6)
     assert np.isclose(np.cos(other.angle), expected, rtol=1e-6)
+
+
+def test_small_angles_to_the_tangent_svm_are_accurate():
+    """Regression: from the cosine, none below 1e-8 could be told from zero."""
+    x, y = separable(12, 4)
+    problem = gf.Problem(gf.models.Linear(4), x, y)
+    u = gf.oracles.max_margin(x, y).direction
+    normal = np.linalg.svd(u[None])[2][1]
+    found = gf.oracles.tangent_svm(problem, 7 * jnp.asarray(u + 1e-11 * normal))
+    assert np.isclose(found.angle, 1e-11, rtol=1e-3)
+    assert np.isclose(found.relative_distance, 1e-11, rtol=1e-3)
+    assert found.cosine <= 1
 
 
 def signs_of(model):
@@ -297,6 +339,24 @@ def test_infinite_width_margin_of_the_four_axes():
     assert np.isclose(np.abs(found.weights).sum(), 1, rtol=1e-8)
 
 
+def test_programs_over_neurons_scale_with_the_examples():
+    """Regression: the solver dropped features below 1e-9."""
+    x, y = separable(6, 2)
+    model = gf.models.TwoLayer(2, 6, key=jax.random.key(0))
+    once, small = (
+        gf.oracles.neuron_program(gf.Problem(model, c * x, y), model)
+        for c in (1.0, 1e-6)
+    )
+    for of in ("primal", "dual"):
+        value = getattr(small, of) * 1e12
+        assert np.isclose(value, getattr(once, of), rtol=1e-9, atol=1e-12)
+    wide = gf.oracles.infinite_width_margin(np.asarray(x), np.asarray(y))
+    for c in (1e-6, 1e6):
+        found = gf.oracles.infinite_width_margin(c * np.asarray(x), np.asarray(y))
+        assert np.isclose(found.margin, c**2 * wide.margin, rtol=1e-8)
+        assert np.isclose(found.upper, c**2 * wide.margin, rtol=1e-8)
+
+
 def test_infinite_width_margin_in_space_brackets_its_value():
     x, y = (np.asarray(a) for a in separable(6, 3))
     x = x / np.linalg.norm(x, axis=1, keepdims=True)
@@ -314,6 +374,25 @@ def test_covering_radius_in_closed_form():
     expected = np.sqrt(2 - 2 / np.sqrt(3))  # the point (1, 1, 1) / sqrt(3)
     assert np.isclose(gf.oracles.covering_radius(octahedron), expected)
     assert gf.oracles.covering_radius(np.eye(3)) == 2
+    assert gf.oracles.covering_radius(np.array([[1.0], [-1.0]])) == 0
+    assert gf.oracles.covering_radius(np.array([[1.0], [1.0]])) == 2
+
+
+def test_covering_radius_around_one_pole():
+    """Regression: with the origin outside the hull no facet faces the deepest point."""
+    w = np.random.default_rng(292).normal(size=(4, 3)) * 0.3 + [0, 0, 1.0]
+    w /= np.linalg.norm(w, axis=1, keepdims=True)
+    sides = np.linspace(0, np.pi, 400), np.linspace(0, 2 * np.pi, 800)
+    polar, azimuth = (a.ravel() for a in np.meshgrid(*sides))
+    sphere = np.stack(
+        [
+            np.sin(polar) * np.cos(azimuth),
+            np.sin(polar) * np.sin(azimuth),
+            np.cos(polar),
+        ]
+    )
+    deepest = np.sqrt(np.max(2 - 2 * np.max(w @ sphere, axis=0)))
+    assert np.isclose(gf.oracles.covering_radius(w), deepest, rtol=1e-4)
 
 
 def test_covering_bound_of_a_fine_cover():

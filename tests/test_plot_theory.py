@@ -51,6 +51,17 @@ def test_prediction_surface_of_several_classes_and_of_high_dimension():
         gf.plot.prediction_surface(problem, problem.theta)
 
 
+def test_margins_and_predictions_of_zero_weights():
+    x, y = separable(n=4, d=2)
+    problem = gf.Problem(gf.models.Linear(2), x, y)
+    assert np.all(problem.theta == 0)
+    gf.plot.prediction_surface(problem, problem.theta, resolution=5)
+    traj = gf.integrate(problem, to=3.0, saveat=4, progress=False)
+    low, high = gf.plot.margins(traj).axes[0].get_ylim()
+    drawn = traj["normalized_margins"][1:]
+    assert low <= drawn.min() and drawn.max() <= high
+
+
 def test_saliency_is_the_normalised_gradient_of_the_margin():
     problem, model = planar(bias=True)
     thetas = jnp.stack([problem.theta, 3 * problem.theta, -problem.theta])

@@ -152,3 +152,20 @@ def test_parts_survive_far_past_underflow():
         found.log_radial_risk_gradient, -4850 + np.log(radial), rtol=1e-12
     )
     np.testing.assert_allclose(found.sine_squared, 1 - radial**2 / 1.09, rtol=1e-10)
+
+
+def test_j_of_a_linear_model_at_zero_weights():
+    x, y = separable()
+    problem = gf.Problem(gf.models.Linear(3), x, y, loss=gf.Exponential())
+    found = gf.diagnostics.potentials(problem, jnp.zeros(3))
+    # alpha = -ln L has the gradient and minus the covariance of the y x at equal
+    # weights for its first derivatives.
+    z = np.asarray(y[:, None] * x)
+    mean, covariance = z.mean(axis=0), np.cov(z.T, bias=True)
+    np.testing.assert_allclose(found.j_potential, mean @ mean, rtol=1e-12)
+    np.testing.assert_allclose(
+        found.j_derivative, -2 * mean @ covariance @ mean, rtol=1e-12
+    )
+    snap = gf.diagnostics.snapshot(problem, jnp.zeros(3))
+    saved = gf.diagnostics.standard(snap)["j_potential"]
+    np.testing.assert_allclose(saved, mean @ mean, rtol=1e-12)

@@ -269,6 +269,12 @@ def test_several_classes():
     )
 
 
+def test_truth_values_are_two_classes():
+    x, y = separable(n=6)
+    problem = gf.Problem(gf.models.Linear(3, 2), x, y > 0)
+    np.testing.assert_array_equal(problem.y, (y > 0).astype(int))
+
+
 X, Y = separable()
 NAN = X.at[3, 1].set(jnp.nan)
 
@@ -313,6 +319,7 @@ def test_parameters_of_a_module_where_some_are_trained():
     back = problem.theta_of(problem.model(theta))
     np.testing.assert_array_equal(back, theta)
     np.testing.assert_array_equal(problem.theta_of(theta), theta)
+    assert problem.theta_of(np.arange(12)).dtype == theta.dtype
 
 
 @pytest.mark.parametrize(

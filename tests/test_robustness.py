@@ -140,6 +140,46 @@ def test_several_classes_bounds_and_other_examples():
         gf.diagnostics.robustness(problem, w, x)
 
 
+@pytest.mark.parametrize(
+    ("rows", "labels", "message"),
+    [
+        (2, [0, 7], "classes 0 to 7"),
+        (2, [0.5, 1.0], "whole numbers"),
+        (2, [0, 1, 2], r"expected \(2,\)"),
+        (0, [], "at least one example"),
+    ],
+)
+def test_labels_and_lengths_unlike_the_problems_are_refused(rows, labels, message):
+    problem = gf.Problem(gf.models.Linear(3, 3), np.eye(3), np.arange(3))
+    with pytest.raises(ValueError, match=message):
+        gf.diagnostics.robustness(problem, jnp.ones(9), np.eye(3)[:rows], labels)
+    with pytest.raises(ValueError, match=r"of shape \(3,\)"):
+        gf.diagnostics.robustness(problem, jnp.ones(9), np.ones((2, 4)), [0, 1])
+
+
+class BatchCentred(eqx.Module):
+    weight: jax.Array
+
+    def __call__(self, x):
+        z = self.weight @ x
+        return z - jax.lax.pmean(z, "batch")
+
+
+def test_models_that_couple_examples_are_refused():
+    problem = gf.Problem(BatchCentred(jnp.array([1.0, 0.0, 0.0])), *separable())
+    with pytest.raises(ValueError, match="couples the examples"):
+        gf.diagnostics.robustness(problem, problem.theta)
+    with pytest.raises(ValueError, match="couples the examples"):
+        gf.plot.saliency(problem, [problem.theta], 0)
+
+
+def test_zero_weights_have_no_distance_and_no_bound():
+    problem = gf.Problem(gf.models.Linear(3), *separable())
+    found = gf.diagnostics.robustness(problem, jnp.zeros(3))
+    np.testing.assert_array_equal(found.distances, 0)
+    np.testing.assert_array_equal(found.lower_bounds, 0)
+
+
 def test_no_boundary_gives_an_infinite_distance():
     class Positive(eqx.Module):
         a: jax.Array

@@ -64,6 +64,17 @@ def test_one_example_in_closed_form_far_past_underflow():
     np.testing.assert_allclose(found.sharpness_times_time, 1.0, rtol=1e-9)
 
 
+def test_one_example_and_too_many_weights_for_a_matrix():
+    # L = exp(-w x): the Hessian of ln L vanishes, and that of L over L is x x^T.
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 65)))
+    problem = gf.Problem(
+        gf.models.Linear(65), x, jnp.ones(1), loss=gf.Exponential(), one_class=True
+    )
+    found = compute(problem, jnp.zeros(65), count=1)
+    np.testing.assert_allclose(found.risk, [jnp.sum(x**2)], rtol=1e-9)
+    assert found.log_risk == found.smoothed_margin == found.stiffness == 0
+
+
 def test_two_weights_in_closed_form():
     # ln L = ln(e^-a + e^-b) at a = b: the Hessian is [[1, -1], [-1, 1]] / 4, and
     # alpha = -ln L for the exponential loss.

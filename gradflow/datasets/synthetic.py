@@ -35,8 +35,9 @@ def plane(
     The teacher is $f(x) = \sum_{j \le \text{width}} a_j \max(0, \langle w_j, (x, 1)
     \rangle) - b$ with standard normal $a$ and $w$, and the bias $b$ its median over
     the square, so that both labels are equally likely. Points with $|f(x)|$ below
-    `margin` times the standard deviation of $f$ over the square are deleted. A seed
-    gives the same teacher whatever `n` and `margin` are.
+    `margin` times the standard deviation of $f$ over the square are deleted. A teacher
+    that leaves either label less than a quarter of what remains is drawn again. It
+    depends on the seed and the width, not on `n`, and on `margin` in that only.
 
     **Source:** Ji and Telgarsky, arXiv:2006.06657, Figure 1 and Appendix A (teacher
     with a bias, low-margin points deleted, 1 appended; its width and the threshold
@@ -52,19 +53,28 @@ def plane(
             "teacher's output: beyond, few points are left."
         )
     rng = np.random.default_rng(seed)
-    w, a = rng.normal(size=(width, 3)), rng.normal(size=width)
     line = np.linspace(-1, 1, 101)
     grid = with_bias(np.stack(np.meshgrid(line, line), axis=-1).reshape(-1, 2))
-    over_square = _teacher(grid, w, a)
-    bias, spread = np.median(over_square), np.std(over_square)
-    points, outputs = np.zeros((0, 3)), np.zeros(0)
+    while True:
+        w, a = rng.normal(size=(width, 3)), rng.normal(size=width)
+        over_square = _teacher(grid, w, a)
+        bias, least = np.median(over_square), margin * np.std(over_square)
+        signs = _signs(over_square - bias, least)
+        fewest = min(np.sum(signs > 0), np.sum(signs < 0))
+        if fewest > np.count_nonzero(signs) / 4:
+            break
+    points, labels = np.zeros((0, 3)), np.zeros(0)
     while len(points) < n:
         x = with_bias(rng.uniform(-1, 1, size=(4 * n, 2)))
-        output = _teacher(x, w, a) - bias
-        kept = np.abs(output) >= margin * spread
-        points = np.concatenate([points, x[kept]])
-        outputs = np.concatenate([outputs, output[kept]])
-    return points[:n].astype(dtype), np.sign(outputs[:n]).astype(dtype)
+        signs = _signs(_teacher(x, w, a) - bias, least)
+        points = np.concatenate([points, x[signs != 0]])
+        labels = np.concatenate([labels, signs[signs != 0]])
+    return points[:n].astype(dtype), labels[:n].astype(dtype)
+
+
+def _signs(output, least):
+    """The labels, zero where there is none: within the margin, or on a flat zero."""
+    return np.where(np.abs(output) >= least, np.sign(output), 0)
 
 
 def _teacher(x, w, a):

@@ -49,6 +49,7 @@ def clarke_direction(
     output of neuron $j$, every element has neuron parts $\sum_i \lambda_{ij}
     \delta_{ij} x_i$, with $\lambda_{ij}$ free in $[0, 1]$ exactly on the kinks. Neurons
     separate; each is a least-squares problem with bounds (`scipy.optimize.lsq_linear`).
+    Of a first layer with a bias, that is the weight of one more feature, 1.
 
     **Arguments:**
 
@@ -66,6 +67,10 @@ def clarke_direction(
     model = problem.model(theta)
     layer, outer = _inner(model), _outer(model)
     x, inner = np.asarray(problem.x, np.float64), np.asarray(layer.weight, np.float64)
+    d = x.shape[1]
+    if layer.bias is not None:
+        x = np.column_stack([x, np.ones(len(x))])
+        inner = np.column_stack([inner, layer.bias])
     z = x @ inner.T
     size = np.linalg.norm(x, axis=1)[:, None] * np.linalg.norm(inner, axis=1)[None]
     kinks = np.abs(z) <= tol * size
@@ -85,7 +90,9 @@ def clarke_direction(
     smooth = -jax.grad(problem.log_risk)(theta)
     moved = problem.model(smooth)
     inner = jnp.asarray(gradient, layer.weight.dtype)
-    moved = eqx.tree_at(lambda m: _inner(m).weight, moved, inner)
+    moved = eqx.tree_at(lambda m: _inner(m).weight, moved, inner[:, :d])
+    if layer.bias is not None:
+        moved = eqx.tree_at(lambda m: _inner(m).bias, moved, inner[:, d])
     direction = np.asarray(problem.theta_of(moved))
     return ClarkeDirection(direction, slopes, kinks, exact)
 

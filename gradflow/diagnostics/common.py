@@ -115,9 +115,23 @@ def coupled(
     return bool(np.max(np.abs(alone - among)) > tolerance)
 
 
+def refuse_coupled(
+    problem: Problem, theta: Float[Array, " k"], index: Int[np.ndarray, " m"]
+):
+    """`ValueError` if outputs that examples `index` have alone are not those among
+    all."""
+    alone = np.asarray(_outputs_alone(problem, theta, index))
+    _check_uncoupled(problem, theta, index, alone)
+
+
+@eqx.filter_jit
+def _outputs_alone(problem, theta, index):
+    return jax.vmap(lambda x: problem.outputs(theta, x[None])[0])(problem.x[index])
+
+
 def _check_uncoupled(problem, theta, index, values):
-    if coupled(problem, theta, index, values, float(np.finfo(values.dtype).eps)):
+    if coupled(problem, theta, index, values, problem.rounding):
         raise ValueError(
             "`model` couples the examples of a batch (batch normalisation does), so "
-            "one example's margin has no gradient of its own."
+            "one example alone has neither a margin nor a gradient of its own."
         )

@@ -81,16 +81,19 @@ def potentials(problem: Problem, model: Any) -> Potentials:
 def _potentials(problem, theta, degree):
     snap = point(problem, theta)
     rho, slope = snap.rho, smoothed_margin_slope(snap)
-    radial = snap.radial / rho
-    off_axis = snap.direction - (radial / rho) * theta
+    positive = jnp.where(rho > 0, rho, 1)
+    radial = snap.radial / positive
+    off_axis = snap.direction - (radial / positive) * theta
     spherical = jnp.linalg.norm(off_axis)
     direction_norm = jnp.linalg.norm(snap.direction)
 
     def log_j(theta):
         log_risk, direction = problem.log_risk_and_direction(theta)
         slope = problem.loss.slope_at_risk(log_risk)
-        norm = jnp.log(jnp.linalg.norm(direction)) - jnp.log(slope)
-        return 2 * norm - (2 * degree - 2) * jnp.log(jnp.linalg.norm(theta))
+        log_j = 2 * (jnp.log(jnp.linalg.norm(direction)) - jnp.log(slope))
+        if degree == 1:  # Zero to the power zero is one.
+            return log_j
+        return log_j - (2 * degree - 2) * jnp.log(jnp.linalg.norm(theta))
 
     value, along = jax.jvp(log_j, (theta,), (snap.direction,))
     j = jnp.exp(value)

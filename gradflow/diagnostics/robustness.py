@@ -10,8 +10,10 @@ from jaxtyping import Array, Float
 
 from .._problem import Problem
 from .attacks import carlini_wagner
+from .common import refuse_coupled
 from .lipschitz import lipschitz_bound
 
+_FEW = 8  # Examples whose outputs alone are held against those among all.
 _STEP_FRACTIONS = (1.0, 0.5, 0.25, 0.1)
 _DEEPFOOL_STEPS = 30
 _OVERSHOOT = 1.02
@@ -28,8 +30,8 @@ class Robustness(eqx.Module):
         example is misclassified itself, infinite where no such point was found.
     - `nearest`: those points; the example itself where there is none.
     - `margins`: hard margins.
-    - `lower_bounds`: margin over Lipschitz constant, zero where the margin is negative;
-        NaN where no constant is known.
+    - `lower_bounds`: margin over Lipschitz constant, zero where the margin is not
+        positive, infinite where it is and the constant zero; NaN where none is known.
     """
 
     distances: Float[np.ndarray, " m"]
@@ -93,8 +95,8 @@ def robustness(
         alone.
 
     **Raises:** `ValueError` for a model that couples examples, for `x` without `y`, for
-    examples outside `bounds`, or for an unknown attack; `ImportError` for an attack
-    whose library is missing.
+    examples or labels unlike the problem's or outside `bounds`, or for an unknown
+    attack; `ImportError` for an attack whose library is missing.
 
     **Source:** Lyu and Li, Appendix K.2.
     """
@@ -103,10 +105,8 @@ def robustness(
     if attack not in (None, "carlini-wagner"):
         raise ValueError(f'`attack={attack!r}`: pass None or "carlini-wagner".')
     theta = problem.theta_of(model)
-    # Margins have the parameters' dtype, and lengths are compared with them.
-    dtype = max(problem.x.dtype, theta.dtype, key=lambda dtype: jnp.finfo(dtype).bits)
-    xs = jnp.asarray(problem.x if x is None else x, dtype)
-    ys = problem.y if y is None else jnp.asarray(y, problem.y.dtype)
+    xs, ys = _examples(problem, theta, x, y)
+    refuse_coupled(problem, theta, np.arange(min(_FEW, problem.n)))
     if bounds is not None and not bool(jnp.all((xs >= bounds[0]) & (xs <= bounds[1]))):
         raise ValueError(f"`x` has features outside `bounds={bounds}`.")
     starts = min(starts, problem.n)
@@ -120,12 +120,37 @@ def robustness(
         distances, nearest = _nearer(np.asarray(xs), distances, nearest, moved)
     if lipschitz is None:
         lipschitz = lipschitz_bound(problem.model(theta), missing=float("nan"))
+    lower_bounds = np.maximum(margins, 0)
+    if lipschitz == 0:
+        lower_bounds = np.where(lower_bounds > 0, np.inf, 0.0)
+    else:
+        lower_bounds = lower_bounds / lipschitz
     return Robustness(
         distances=distances,
         nearest=nearest,
         margins=margins,
-        lower_bounds=np.maximum(margins, 0) / lipschitz,
+        lower_bounds=lower_bounds,
     )
+
+
+def _examples(problem, theta, x, y):
+    """Examples and labels as the problem has them; by default its own."""
+    # Margins have the parameters' dtype, and lengths are compared with them.
+    dtype = max(problem.x.dtype, theta.dtype, key=lambda dtype: jnp.finfo(dtype).bits)
+    if x is None:
+        return jnp.asarray(problem.x, dtype), problem.y
+    x, y, shape = jnp.asarray(x, dtype), jnp.asarray(y), problem.x.shape[1:]
+    if x.ndim != problem.x.ndim or x.shape[1:] != shape or len(x) == 0:
+        raise ValueError(
+            f"`x` has shape {x.shape}: pass at least one example of shape {shape}, one "
+            "row for each."
+        )
+    if y.shape != x.shape[:1]:
+        raise ValueError(
+            f"`x` has {len(x)} examples, but `y` has shape {y.shape}: expected "
+            f"({len(x)},)."
+        )
+    return x, problem.loss.labels(y, problem.output_shape, problem.theta.dtype)
 
 
 def _nearer(x, distances, nearest, moved):

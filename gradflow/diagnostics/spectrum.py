@@ -145,6 +145,8 @@ def top_eigenvalues(
     product = Partial(_hessian_product, function, theta)
     if _is_small(theta, count):
         values = np.linalg.eigvalsh(_dense(product, theta))
+    elif _is_zero(product, theta):
+        return np.zeros(count)
     else:
         values = eigsh(
             _operator(product, theta), k=count, which=which, tol=tol,
@@ -164,6 +166,8 @@ def spectral_radius(
     product = Partial(_jacobian_product, field, theta)
     if _is_small(theta, 1):
         return float(np.max(np.abs(np.linalg.eigvals(_dense(product, theta)))))
+    if _is_zero(product, theta):
+        return 0.0
     values = eigs(
         _operator(product, theta), k=1, which="LM", tol=tol, v0=_start(theta),
         return_eigenvectors=False,
@@ -173,6 +177,11 @@ def spectral_radius(
 
 def _is_small(theta, count):
     return theta.size <= max(_DENSE, 2 * count + 1)
+
+
+def _is_zero(product, theta):
+    # ARPACK refuses a matrix that takes its first vector to zero.
+    return not np.any(product(jnp.asarray(_start(theta))))
 
 
 def _dense(product, theta):

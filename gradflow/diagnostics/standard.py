@@ -188,13 +188,15 @@ def _homogeneous(snap: Snapshot) -> dict[str, Array]:
     scale = snap.rho**degree
     normalized = snap.margins / scale
     alpha = snap.problem.loss.inverse(snap.log_risk)
-    log_gradient = jnp.log(_norm(snap.direction)) - jnp.log(slope)
+    log_j = 2 * (jnp.log(_norm(snap.direction)) - jnp.log(slope))
+    if degree != 1:  # Zero to the power zero is one.
+        log_j = log_j - (2 * degree - 2) * jnp.log(snap.rho)
     return {
         "normalized_margins": normalized,
         "min_normalized_margin": jnp.min(normalized),
         "normalized_smoothed_margin": alpha / scale,
         "beta": snap.radial / slope / (degree if degree else 1.0),
-        "j_potential": jnp.exp(2 * log_gradient - (2 * degree - 2) * jnp.log(snap.rho)),
+        "j_potential": jnp.exp(log_j),
         "euler_residual": snap.problem.euler_residual(snap.theta),
         "lemma_3_4_residual": lemma_3_4_residual(snap),
         **_multi_homogeneous(snap),

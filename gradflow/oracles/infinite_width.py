@@ -14,6 +14,7 @@ from scipy.optimize import minimize
 from scipy.spatial import ConvexHull
 
 from .._problem import Problem
+from .linear import least_distance
 from .neurons import dual, neuron_masks, primal
 
 
@@ -48,6 +49,9 @@ def infinite_width_margin(x: Any, y: Any, *, rounds: int = 30) -> InfiniteWidth:
     **Source:** Ji and Telgarsky, Proposition 4.3(2); Chizat and Bach 2020, eq. (5).
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    # Tolerances are for examples of size one.
+    size = float(np.max(np.abs(x))) or 1.0
+    x = x / size
     directions = _scan(x.shape[1])
     atoms = directions[:: len(directions) // 300]
     value, s, q = _signed_program(atoms, x, y)
@@ -60,7 +64,8 @@ def infinite_width_margin(x: Any, y: Any, *, rounds: int = 30) -> InfiniteWidth:
         best, found = _steepest(q, x, y, directions)
     weights = s[: len(atoms)] - s[len(atoms) :]
     keep = np.abs(weights) > 1e-12
-    return InfiniteWidth(value, max(best, value), atoms[keep], weights[keep], q)
+    upper = max(best, value) * size**2
+    return InfiniteWidth(value * size**2, upper, atoms[keep], weights[keep], q)
 
 
 def _signed_program(atoms, x, y):
@@ -151,7 +156,8 @@ def covering_bound(problem: Problem, start: Any, limit: Any) -> CoveringBound:
     program.
 
     The hole left by a set of directions is exact: its deepest point is the normal of a
-    facet of their convex hull (in up to about eight dimensions; time grows quickly).
+    facet of their convex hull, or opposite to the hull's nearest point to the origin
+    where that is outside (in up to about eight dimensions; time grows quickly).
 
     **Arguments:** `problem`: two-layer squared ReLU with fixed signs
     (`gf.models.TwoLayer`); `start` and `limit`: the model at time $t_0$ and at the end.
@@ -237,5 +243,11 @@ def covering_radius(directions: Float[np.ndarray, "m d"]) -> float:
     if m < d + 1 or np.linalg.matrix_rank(directions - directions.mean(axis=0)) < d:
         return 2.0
     # A facet `n @ x + c <= 0` sees no vertex beyond height -c on its own side.
-    heights = -ConvexHull(directions).equations[:, -1]
+    if d == 1:
+        heights = np.array([directions.max(), -directions.min()])
+    else:
+        heights = -ConvexHull(directions).equations[:, -1]
+    if np.min(heights) < 0:  # The origin is outside: opposite its nearest point.
+        gap = np.linalg.norm(least_distance(directions, 1.0) @ directions)
+        return float(np.sqrt(2 + 2 * gap))
     return float(np.sqrt(np.max(2 - 2 * heights)))

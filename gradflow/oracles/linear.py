@@ -50,7 +50,7 @@ def max_margin(x: Any, y: Any) -> MaxMargin:
     for every wrong class $j$: rows $(e_{y_i} - e_j)\otimes x_i$ of the same program.
 
     **Arguments:** `x`, shape `(n, d)`; `y`, shape `(n,)`, holding -1 and +1, or
-    classes 0, 1, ... as integers.
+    classes 0, 1, ... as integers, 0 among them.
 
     **Returns:** a `MaxMargin`.
 
@@ -60,7 +60,7 @@ def max_margin(x: Any, y: Any) -> MaxMargin:
     **Source:** Lawson and Hanson, *Solving Least Squares Problems*, Chapter 23; for
     several classes Lyu and Li, Appendix G (Crammer and Singer 2001, without slack).
     """
-    if np.issubdtype(np.asarray(y).dtype, np.integer) and np.min(y, initial=0) == 0:
+    if np.issubdtype(np.asarray(y).dtype, np.integer) and np.min(y, initial=1) == 0:
         return _several_classes(x, np.asarray(y))
     z = signed_examples(x, y)
     size = float(np.max(np.linalg.norm(z, axis=1)))
@@ -88,8 +88,8 @@ def _several_classes(x, y) -> MaxMargin:
 
 def separate(z: np.ndarray, size: float = 1.0) -> MaxMargin:
     """The classifier for constraints `z @ w >= 1`; margins are multiplied by `size`."""
-    rough = float(np.linalg.norm(_least_distance(z, 1.0) @ z))
-    q = _least_distance(z, max(rough, 1e-13))
+    rough = float(np.linalg.norm(least_distance(z, 1.0) @ z))
+    q = least_distance(z, max(rough, 1e-13))
     hull_point = q @ z
     margin = float(np.linalg.norm(hull_point))
     direction = hull_point / max(margin, 1e-300)
@@ -104,7 +104,9 @@ def separate(z: np.ndarray, size: float = 1.0) -> MaxMargin:
     return MaxMargin(direction, worst * size, np.flatnonzero(q > 0), q)
 
 
-def _least_distance(z, h):
+def least_distance(z, h):
+    """The weights of the point of the hull of rows `z` nearest to the origin, `(n,)`;
+    `h` as in `max_margin`."""
     design = np.vstack([z.T, np.full((1, len(z)), h)])
     target = np.zeros(z.shape[1] + 1)
     target[-1] = 1.0
@@ -153,7 +155,10 @@ def deep_linear(problem: Problem, model: Any) -> DeepLinear:
     $\prod_j a_j \le (\|\theta\|^2 / L)^{L/2}$, so no network of depth $L$ has a
     normalised margin above $\gamma L^{-L/2}$; gradient flow attains it.
 
-    **Raises:** `ValueError` if the model is not linear in `x`, or not homogeneous.
+    **Arguments:** `model`, a module, or flat parameters of shape `(k,)`.
+
+    **Raises:** `ValueError` if the model is not linear in `x`, or not homogeneous, or
+    its predictor is zero.
 
     **Source:** Ji and Telgarsky, Proposition 4.4; Vardi et al., Theorem 3.1.
     """
@@ -164,8 +169,11 @@ def deep_linear(problem: Problem, model: Any) -> DeepLinear:
         )
     theta = problem.theta_of(model)
     margins = np.asarray(problem.margins(theta))
-    predict = jax.vmap(lambda x: model(x).reshape(()))
+    network = problem.model(theta)
+    predict = jax.vmap(lambda x: network(x).reshape(()))
     predictor = np.asarray(predict(np.eye(problem.x.shape[1], dtype=theta.dtype)))
+    if not np.any(predictor):
+        raise ValueError("`model` has no direction: its predictor is zero.")
     best = max_margin(problem.x, problem.y)
     z = signed_examples(problem.x, problem.y)
     scale = float(np.max(np.abs(margins)))
@@ -222,21 +230,25 @@ def diagonal_max_margin(x: Any, y: Any, depth: int = 2) -> DiagonalMargin:
     if depth == 1:
         best = max_margin(x, y)
         return _diagonal(best.direction / best.margin, depth, True)
+    # Tolerances are for features of size one.
+    size = float(np.max(np.abs(z))) or 1.0
+    beta, exact = _least_power_sum(z / size, depth)
+    return _diagonal(beta / size, depth, exact)
+
+
+def _least_power_sum(z, depth):
     first = _weighted_l1(z, np.ones(z.shape[1]))
     if depth == 2:
-        return _diagonal(first, depth, True)
+        return first, True
     n, d = z.shape
     candidates = sum(
         math.comb(d, size) * math.comb(n, size) for size in range(1, min(n, d) + 1)
     )
     if candidates <= _MAX_VERTICES:
-        points = [first, *_vertices(z)]
-        return _diagonal(_best(points, depth), depth, True)
+        return _best([first, *_vertices(z)], depth), True
     rng = np.random.default_rng(0)
     starts = [np.ones(d), *rng.uniform(0.1, 10.0, (20, d))]
-    return _diagonal(
-        _best([_reweighted(z, w, 2 / depth) for w in starts], depth), depth, False
-    )
+    return _best([_reweighted(z, w, 2 / depth) for w in starts], depth), False
 
 
 def _diagonal(beta, depth, exact):

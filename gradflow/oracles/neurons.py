@@ -109,28 +109,35 @@ def neuron_masks(problem):
 def primal(features):
     r"""$\max_{s\in\Delta_m}\min_i\sum_j s_j\varphi_{ij}$, and its $s$, shape `(m,)`."""
     n, m = features.shape
+    size = _size(features)
     solution = linprog(
         np.append(np.zeros(m), -1.0),
-        A_ub=np.hstack([-features, np.ones((n, 1))]),
+        A_ub=np.hstack([-features / size, np.ones((n, 1))]),
         b_ub=np.zeros(n),
         A_eq=np.append(np.ones(m), 0.0)[None],
         b_eq=[1.0],
         bounds=[(0, None)] * m + [(None, None)],
         method="highs",
     )
-    return -float(solution.fun), solution.x[:m]
+    return -float(solution.fun) * size, solution.x[:m]
 
 
 def dual(features):
     r"""$\min_{q\in\Delta_n}\max_j\sum_i q_i\varphi_{ij}$, and its $q$, shape `(n,)`."""
     n, m = features.shape
+    size = _size(features)
     solution = linprog(
         np.append(np.zeros(n), 1.0),
-        A_ub=np.hstack([features.T, -np.ones((m, 1))]),
+        A_ub=np.hstack([features.T / size, -np.ones((m, 1))]),
         b_ub=np.zeros(m),
         A_eq=np.append(np.ones(n), 0.0)[None],
         b_eq=[1.0],
         bounds=[(0, None)] * n + [(None, None)],
         method="highs",
     )
-    return float(solution.fun), solution.x[:n]
+    return float(solution.fun) * size, solution.x[:n]
+
+
+def _size(features):
+    # The solver takes coefficients below 1e-9 for zero.
+    return float(np.max(np.abs(features))) or 1.0

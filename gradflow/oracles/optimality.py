@@ -126,7 +126,12 @@ def _global_bound(problem, model) -> float:
 
 
 def layer_optimality(
-    problem: Problem, model: Any, layer: int | str, *, starts: int = 8, seed: int = 0
+    problem: Problem,
+    model: Any,
+    layer: int | np.integer | str,
+    *,
+    starts: int = 8,
+    seed: int = 0,
 ) -> Optimality:
     r"""Tests one layer for local optimality, the other layers kept.
 
@@ -145,14 +150,14 @@ def layer_optimality(
     names = problem.layer_names
     if isinstance(layer, str) and layer in names:
         layer = names.index(layer)
-    if not isinstance(layer, int) or not 0 <= layer < len(names):
+    if not isinstance(layer, int | np.integer) or not 0 <= layer < len(names):
         raise ValueError(
             f"`layer={layer!r}` is not a layer: give a number below "
             f"{len(names)} or one of {', '.join(names)}."
         )
     theta = _scaled(problem, model)
     whole = polish(MarginProgram.whole(problem), theta)
-    program = MarginProgram.layer(problem, jnp.asarray(whole), layer)
+    program = MarginProgram.layer(problem, jnp.asarray(whole), int(layer))
     index = np.asarray(program.index)
     if not np.any(whole[index]):
         raise ValueError(f"`model` has only zeros in {names[layer]}.")

@@ -38,10 +38,9 @@ def tangent_svm(problem: Problem, model: Any, *, batch_size: int = 256) -> Tange
     r"""Hard-margin SVM (no bias) with the tangent kernel at `model`.
 
     Solves $\min\tfrac12\|w\|^2$ s.t. $\langle w, \nabla p_i(\theta)\rangle \ge 1$ in
-    the kernel alone: features are a square root of $K = PP^\top$, and with Euler's
-    identity $P\theta = L p$ the cosine with $\theta$ is
-    $L\langle q, p\rangle / (\|\theta\|\sqrt{q^\top K q})$. With several classes there
-    is a row and a constraint for each example and wrong class, $p$ being the gaps
+    the kernel alone: features are a square root of $K = PP^\top$; only $w = P^\top q$
+    is summed over rows of $P$, `batch_size` at a time. With several classes there is a
+    row and a constraint for each example and wrong class, $p$ being the gaps
     $\Phi_{y_i} - \Phi_j$; the kernel has $(n (C - 1))^2$ entries.
 
     **Raises:** `ValueError` if the problem is not homogeneous, its model couples
@@ -72,10 +71,15 @@ def tangent_svm(problem: Problem, model: Any, *, batch_size: int = 256) -> Tange
     svm = separate(features / size, size)
     q = svm.multipliers
     rho = float(np.linalg.norm(theta))
-    norm = float(np.linalg.norm(q @ features))
-    cosine = problem.degree * float(q @ gaps[np.isfinite(gaps)]) / (rho * norm)
-    distance = float(np.sqrt(max(2 - 2 * cosine, 0.0)))
+    w = np.zeros(problem.k)
+    for start in range(0, len(pairs), batch_size):
+        part = slice(start, start + batch_size)
+        w += q[part] @ rows(part)
+    # By the cosine itself a distance below the root of rounding would be lost.
+    between = w / np.linalg.norm(w) - np.asarray(theta, np.float64) / rho
+    distance = float(np.linalg.norm(between))
     angle = 2 * float(np.arcsin(min(distance / 2, 1.0)))
+    cosine = 1 - distance**2 / 2
     multipliers = np.zeros(gaps.shape)
     multipliers[np.isfinite(gaps)] = q
     support = np.unique(pairs[svm.support, 0])
