@@ -73,9 +73,17 @@ class Run:
             carry, budget = self._start()
         result = Result.interrupted
         if carry is not None:
-            carry, result = self._chunks(self._with_capacity(carry), budget)
+            carry = self._within_steps(self._with_capacity(carry))
+            carry, result = self._chunks(carry, budget)
         self.progress.close()
         return self._finished(carry, result)
+
+    def _within_steps(self, carry):
+        """Ends a flow that has no step left, which the loop sees after a step only."""
+        if int(carry.steps) + int(carry.rejected) < int(self.settings.max_steps):
+            return carry
+        ended = jnp.full_like(carry.result, state.STEP_LIMIT)
+        return eqx.tree_at(lambda c: c.result, carry, ended)
 
     def _start(self):
         """The first carry, or none if interrupted, and how many steps to take first:

@@ -84,6 +84,9 @@ def test_a_resumed_run_is_bit_identical(tmp_path):
             _problem(), to=60.0, saveat=20, folder=tmp_path, max_steps=stop
         )
         assert partial.result is gf.Result.step_limit
+        assert partial.stats["steps"] + partial.stats["rejected_steps"] == stop
+    same = gf.integrate(_problem(), to=60.0, saveat=20, folder=tmp_path, max_steps=stop)
+    assert same.stats["steps"] == partial.stats["steps"]
     resumed = gf.integrate(_problem(), to=60.0, saveat=20, folder=tmp_path)
     assert resumed.result is gf.Result.reached
     for name in unbroken:

@@ -89,6 +89,9 @@ def test_limits_end_a_flow_by_name():
     assert traj.stats["steps"] + traj.stats["rejected_steps"] == 10
     assert 0 < traj.s[-1] < 50.0
     assert str(traj.result).startswith("step_limit: ")
+    none = gf.integrate(problem, to=50.0, max_steps=0)
+    assert none.result is gf.Result.step_limit and len(none.s) == 1
+    assert none.stats["steps"] + none.stats["rejected_steps"] == 0
     traj = gf.integrate(problem, to=50.0, max_seconds=0.0)
     assert traj.result is gf.Result.time_limit
 
