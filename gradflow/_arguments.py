@@ -16,6 +16,7 @@ from ._problem import Problem
 from .diagnostics.common import all_outputs, coupled
 from .diagnostics.standard import standard
 from .solvers import DualRodas5P, choose
+from .solvers.choice import is_linear
 
 # Examples times parameters times s from which on leaving examples out saves more than
 # compiling anew costs, and examples that are tried without the others.
@@ -48,6 +49,11 @@ def checked_solver(
             f"`solver={type(solver).__name__}()` is for systems of several terms, and "
             "the flow is one: use a solver such as `diffrax.Kvaerno5()` in place of an "
             "implicit-explicit one, or `gf.solvers.Rodas5P()`."
+        )
+    if isinstance(solver, DualRodas5P) and not is_linear(problem):
+        raise ValueError(
+            "`solver=DualRodas5P()` is for models that are linear in their parameters: "
+            "use `gf.solvers.Rodas5P()`, or leave `solver` out."
         )
     return _with_tolerances(solver, rtol)
 
@@ -122,6 +128,10 @@ def checked_limits(**limits: Any) -> dict[str, Any]:
                 f"`{name}` must be a number from 0 on, or None for no limit; got "
                 f"{value!r}."
             )
+        if value is None or name == "max_seconds" or np.isinf(value):
+            continue
+        if not float(value).is_integer():
+            raise ValueError(f"`{name}` must be a whole number; got {value!r}.")
     none = np.iinfo(np.int32).max
     return {name: none if v is None else v for name, v in limits.items()}
 

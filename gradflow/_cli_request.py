@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import math
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import numpy as np
@@ -105,6 +105,12 @@ def recorded(config: dict[str, Any]) -> Run:
         name: tuple(value) if isinstance(value, list) else value
         for name, value in config.items()
     }
+    for name, kind in (("data", Data), ("model", Model), ("activation", Activation)):
+        if (value := options.get(name)) not in (None, *get_args(kind)):
+            raise ValueError(
+                f"config.toml has {name} = {value!r}, which is none of "
+                f"{', '.join(get_args(kind))}."
+            )
     return Run(**options)
 
 

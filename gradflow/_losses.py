@@ -28,6 +28,17 @@ class AbstractLoss(eqx.Module):
 
     exponential_tail: ClassVar[bool] = True
 
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        names = ("log_slope", "inverse", "log_size", "scaled", "slope_at_risk")
+        defined = {name: _owner(cls, name) for name in ("log_loss", *names)}
+        stale = [name for name in names if defined[name] not in (AbstractLoss, cls)]
+        if defined["log_loss"] is cls and stale:
+            raise ValueError(
+                f"The loss `{cls.__name__}` changes `log_loss` but inherits {stale} of "
+                "another: define them too, or derive it from `gf.AbstractLoss`."
+            )
+
     @abc.abstractmethod
     def log_loss(self, p: Float[Array, "..."]) -> Float[Array, "..."]:
         r"""$\ln\ell(p)$, elementwise; differentiable twice without cancellation."""
@@ -42,14 +53,12 @@ class AbstractLoss(eqx.Module):
 
     def slope_at_risk(self, log_risk: Float[Array, "..."]) -> Float[Array, "..."]:
         r"""`log_slope` at the smoothed margin: $\lVert\nabla\ln L\rVert$ over
-        $\lVert\nabla\alpha\rVert$. A loss that inherits it from `Logistic` or
-        `CrossEntropy` and changes the slope or the inverse has to change it too."""
+        $\lVert\nabla\alpha\rVert$."""
         return self.log_slope(self.inverse(log_risk))
 
     def log_size(self, p: Float[Array, "..."]) -> Float[Array, "..."]:
         r"""$\ln\ell(p)$, elementwise, or what costs less and is off by so little that
-        the quotient of both neither overflows nor becomes small. A loss that inherits
-        this and `scaled` and changes `log_loss` has to change all three."""
+        the quotient of both neither overflows nor becomes small."""
         return self.log_loss(p)
 
     def scaled(
@@ -89,6 +98,10 @@ class AbstractLoss(eqx.Module):
     def labels(self, y: Array, output_shape: tuple[int, ...], dtype) -> Array:
         r"""Checks labels and output shape for this loss; returns labels as stored."""
         return binary_labels(y, output_shape, type(self).__name__, dtype)
+
+
+def _owner(cls, name):
+    return next(base for base in cls.__mro__ if name in vars(base))
 
 
 # JAX would differentiate the logarithm of a sum twice by a dozen passes over as many

@@ -43,7 +43,8 @@ class Problem(eqx.Module):
         in `layout.names`. Found from the model when not given: an array in which the
         model is homogeneous alone is a layer, and so are arrays in which it is
         homogeneous only together, as a weight and a bias in the first layer.
-    - `trainable`: which leaves of `model` are trained; `gf.models.Fixed` never is.
+    - `trainable`: which arrays of `model` are trained, of those in floating point;
+        `gf.Fixed` never is.
     - `batch_size`: evaluate the risk over so many examples at a time, which bounds the
         memory; results agree with the whole batch to rounding. All at once by default.
     - `one_class`: allow labels that are all the same, usually a mistake.
@@ -84,14 +85,20 @@ class Problem(eqx.Module):
         homogeneous: bool = True,
         layers: Sequence[Sequence[str]] | None = None,
         trainable: Callable[[Any], bool] = eqx.is_inexact_array,
-        batch_size: int | None = None,
+        batch_size: int | np.integer | None = None,
         one_class: bool = False,
     ):
         if not callable(model):
             raise ValueError(f"`model` must be callable on one example; got {model!r}.")
         x, y = _checked_data(x, y, one_class)
+        if not callable(trainable):
+            raise ValueError(
+                f"`trainable` must be a function of an array; got {trainable!r}."
+            )
         params, self.frozen = eqx.partition(
-            model, trainable, is_leaf=lambda leaf: isinstance(leaf, Fixed)
+            model,
+            lambda leaf: eqx.is_inexact_array(leaf) and bool(trainable(leaf)),
+            is_leaf=lambda leaf: isinstance(leaf, Fixed),
         )
         self.layout, self.theta = Layout.of(params)
         # Data in another precision would be converted at every use, or decide the
@@ -112,8 +119,11 @@ class Problem(eqx.Module):
             raise ValueError(
                 f"`loss` must be a gradflow loss such as `gf.Logistic()`; got {loss!r}."
             )
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"`batch_size` must be positive; got {batch_size}.")
+        whole = isinstance(batch_size, int | np.integer) and batch_size is not True
+        if batch_size is not None and not (whole and batch_size >= 1):
+            raise ValueError(
+                f"`batch_size` must be a positive whole number; got {batch_size!r}."
+            )
         if batch_size is not None and _has(model, BatchNorm):
             raise ValueError(
                 f"`batch_size={batch_size}` would normalise each batch by itself, but "
@@ -123,7 +133,7 @@ class Problem(eqx.Module):
         self.loss = loss
         self.x = x
         self.y = loss.labels(y, self.output_shape, self.theta.dtype)
-        self.batch_size = None if batch_size is None else min(batch_size, len(x))
+        self.batch_size = None if batch_size is None else min(int(batch_size), len(x))
         if homogeneous:
             probe = Probe.of(self.layout, self.frozen, self.theta, x, self.rounding)
             self.degree = check_degree(probe, degree)

@@ -20,6 +20,9 @@ from ._state import (
 _STALL_STEPS = 50
 # Of ln L, from where a flow stalled: a stationary point is below it.
 _FALLING = 0.01
+# By what it would fall to first order over a distance of theta's own size: less is a
+# small gradient, which one beside kinks is not.
+_SMALL = 0.1
 _LENGTHS = 50  # Tried on that line, each half as far as the one before.
 
 
@@ -49,7 +52,7 @@ def seen_from_the_gradient(
     log_risk, change, fall = _from(problem, theta)
     if fall > _FALLING + 64 * problem.rounding * abs(log_risk):
         return Result.chattering if result is Result.stationary else result
-    return Result.stationary if change < _FALLING else result
+    return Result.stationary if change < _SMALL else result
 
 
 @eqx.filter_jit

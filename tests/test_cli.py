@@ -172,6 +172,7 @@ def test_show_builds_the_problem_from_its_configuration(finished, tmp_path, caps
     for change, reason in (
         (lambda config: config.replace("n = 12", "n = 14"), "from another problem"),
         (lambda config: config + "depth = 3", "unknown entries {'depth'}"),
+        (lambda config: config.replace("iris", "tulips"), "data = 'tulips', which"),
         (lambda config: "n = ", "is damaged"),
     ):
         out = shown(change)

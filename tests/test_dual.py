@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import gradflow as gf
+from gradflow import _arguments
 
 KEY = jax.random.key(0)
 
@@ -50,10 +51,14 @@ def test_tangent_network_reaches_the_maximum_margin_of_its_kernel():
     assert 1 - 1e-2 < share <= 1 + 1e-9
 
 
-def test_a_flow_that_leaves_the_span_says_so():
+def test_a_flow_that_leaves_the_span_says_so(monkeypatch):
     x, y = points(6, 3)
     model = gf.models.MLP((3, 20, 1), gf.models.SmoothReLU(0.1), key=KEY)
     problem = gf.Problem(model, x, y)
+    with pytest.raises(ValueError, match="linear in their parameters"):
+        gf.integrate(problem, 50, solver=gf.solvers.DualRodas5P(), progress=False)
+    # As for a model that is linear where it was tested only.
+    monkeypatch.setattr(_arguments, "is_linear", lambda problem: True)
     with pytest.raises(gf.FlowError, match="step"):
         gf.integrate(problem, 50, solver=gf.solvers.DualRodas5P(), progress=False)
 

@@ -419,6 +419,7 @@ ONE = gf.Problem(gf.models.Linear(1), np.ones((1, 1)), np.ones(1), one_class=Tru
         (lambda to: checked_saves(2, 0.0, to), "far", "`to` must be a finite number"),
         (lambda to: checked_saves(2, 0.0, to), 9j, "`to` must be a finite number"),
         (lambda n: checked_limits(max_seconds=n), "60", "`max_seconds` must be a num"),
+        (lambda n: checked_limits(max_steps=n), 2.5, "`max_steps` must be a whole num"),
         (checked_diagnostics, gf.diagnostics.standard, "a sequence of functions"),
         (checked_diagnostics, ("alignment",), "a sequence of functions"),
         (lambda clock: checked_clock(clock, ONE), "s", "must be a gradflow clock"),

@@ -220,3 +220,10 @@ def test_the_flow_follows_the_loss_whatever_its_slope_says():
     p = jnp.array([0.3, 1.0, -2.0])
     found, exact = (jax.grad(loss().log_total)(p) for loss in (Odd, gf.Exponential))
     np.testing.assert_array_equal(found, exact)
+
+
+@pytest.mark.parametrize("base", [gf.Logistic, gf.Exponential])
+def test_a_loss_that_changes_half_of_another_is_refused(base):
+    """Regression: the flow was that of the other loss, and nothing said so."""
+    with pytest.raises(ValueError, match=r"changes `log_loss` but inherits \['log_sl"):
+        type("Half", (base,), {"log_loss": lambda self, p: -2 * p})

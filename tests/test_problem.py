@@ -288,6 +288,7 @@ NAN = X.at[3, 1].set(jnp.nan)
         (None, X, Y.at[0].set(jnp.inf), {}, "`y` holds NaN or infinity"),
         (None, X, Y[:-1], {}, r"`x` has 8 examples, but `y` has shape \(7,\)"),
         (None, X[:0], Y[:0], {}, "`x` is empty"),
+        (None, X, Y, {"batch_size": True}, "`batch_size` must be a positive whole"),
         (None, jnp.ones((8, 3), int), Y, {}, "`x` has dtype int"),
         (None, X[:, :2], Y, {}, r"could not be called on one example of shape \(2,\)"),
         (None, X, Y, {"degree": 3}, "measured by Euler's identity is 2"),
@@ -295,7 +296,7 @@ NAN = X.at[3, 1].set(jnp.nan)
         (None, X, Y, {"loss": "logistic"}, "`loss` must be a gradflow loss"),
         (None, X, np.where(Y > 0, "yes", "no"), {}, "`y` has dtype <U3: pass labels"),
         (_activated(jnp.tanh), X, Y, {}, "must be those of `gf.models`"),
-        (None, X, Y, {"batch_size": 0}, "`batch_size` must be positive"),
+        (None, X, Y, {"batch_size": 0}, "must be a positive whole"),
         (_normalised(), X, Y, {"batch_size": 4}, "BatchNorm is over all examples"),
         (Biased(jnp.ones(3)), X, Y, {}, "`model` is not homogeneous"),
         (Biased(jnp.array([1.0, jnp.nan, 1.0])), X, Y, {}, "1 parameters that are NaN"),
@@ -320,6 +321,29 @@ def test_parameters_of_a_module_where_some_are_trained():
     np.testing.assert_array_equal(back, theta)
     np.testing.assert_array_equal(problem.theta_of(theta), theta)
     assert problem.theta_of(np.arange(12)).dtype == theta.dtype
+
+
+def test_what_is_fixed_is_not_trained_whatever_the_user_says():
+    class Masked(eqx.Module):
+        w: jax.Array
+        mask: gf.Fixed
+        order: jax.Array
+        scale: float = 2.0
+
+        def __call__(self, x):
+            return self.scale * jnp.dot(self.mask.value, (self.w * x)[self.order])
+
+    model = Masked(jnp.ones(3), gf.Fixed(jnp.array([1.0, 0, 1])), jnp.arange(3))
+    for trainable in (lambda leaf: True, lambda leaf: leaf.ndim == 1, eqx.is_array):
+        problem = gf.Problem(model, X, Y, trainable=trainable)
+        assert problem.layout.names == ("w",) and problem.degree == 1
+
+
+def test_a_batch_size_of_numpy_is_a_number(tmp_path):
+    problem = gf.Problem(_network(), X, Y, batch_size=np.int64(3))
+    traj = gf.integrate(problem, to=2.0, saveat=2, diagnostics=())
+    traj.save(tmp_path / "there.nc")
+    assert gf.Trajectory.load(tmp_path / "there.nc").config["batch_size"] == 3
 
 
 @pytest.mark.parametrize(

@@ -31,12 +31,13 @@ def choose(problem) -> diffrax.AbstractAdaptiveSolver:
     outputs = problem.n * math.prod(problem.output_shape)
     if problem.k <= _DENSE:
         return Rodas5P()
-    if min(problem.k, outputs) > _DENSE_LINEAR or not _linear(problem):
+    if min(problem.k, outputs) > _DENSE_LINEAR or not is_linear(problem):
         return DeflatedRKC2()
     return Rodas5P() if problem.k <= outputs else DualRodas5P()
 
 
-def _linear(problem) -> bool:
+def is_linear(problem) -> bool:
+    """Whether the outputs are linear in the parameters, up to a constant."""
     return problem.degree in (1, None) and bool(_additive(problem))
 
 

@@ -86,7 +86,8 @@ class DualRodas5P(diffrax.AbstractAdaptiveSolver):
 
     After each step the vector field of the model itself is compared with the one in
     the coordinates, and what they differ by counts as an error of the step: a flow of a
-    model that is not linear ends as `step_underflow` instead of going astray.
+    model that is not linear ends early instead of going astray (`gf.integrate` refuses
+    such models where it sees it).
 
     In `gf.integrate` only: the outputs are those of the flow's problem. Counted are
     evaluations and products in the coordinates, which cost less than the model's.
