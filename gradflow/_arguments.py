@@ -196,7 +196,8 @@ def _separate(problem: Problem) -> bool:
 def warn_about_precision(problem: Problem, to: float | int):
     """Warns where rounding alone moves the weights by more than a thousandth."""
     eps, dtype = problem.rounding, problem.theta.dtype
-    if eps * abs(to) <= 1e-3:
+    rounding = float(problem.clock_rounding(jnp.asarray(float(to))))
+    if rounding <= 1e-3:
         return
     if eps > float(jnp.finfo(dtype).eps):
         where = f"With a network rounded to {eps:.1e} by `gf.models.InPrecision`"
@@ -208,8 +209,15 @@ def warn_about_precision(problem: Problem, to: float | int):
             "before building the model)."
         )
     warnings.warn(
-        f"{where} margins near {to:g} are rounded to {eps * abs(to):.1e}, and the "
-        "examples' weights to the same relative error: results beyond log-risk time "
-        f"{1e-3 / eps:.0f} are not to be trusted. {remedy}",
+        f"{where} rounding of the margins at log-risk time {to:g} changes the "
+        f"examples' weights by a relative {rounding:.1e}: results beyond log-risk time "
+        f"{_trusted(problem, to):.4g} are not to be trusted. {remedy}",
         stacklevel=3,
     )
+
+
+def _trusted(problem: Problem, to: float | int) -> float:
+    """Up to where below `to` rounding moves s by less than a thousandth."""
+    s = np.linspace(0, float(to), 100_001)
+    good = np.asarray(problem.clock_rounding(jnp.asarray(s))) <= 1e-3
+    return float(np.max(s[good], initial=0.0))

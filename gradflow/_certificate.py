@@ -8,7 +8,15 @@ from ._certificate_clock import clock_checks
 from ._certificate_layers import layer_balance, layer_shares
 from ._certificate_path import path_check
 from ._certificate_problem import problem_checks
-from ._check import Certificate, Check, after_separation, at_most, eps_of, near
+from ._check import (
+    Certificate,
+    Check,
+    after_separation,
+    at_most,
+    clock_rounding,
+    eps_of,
+    near,
+)
 from ._results import Result
 
 
@@ -35,6 +43,7 @@ def _complete(traj):
     wanted = wanted[wanted <= traj.s[-1]]
     found = traj.s[: len(wanted)]
     slack = max(1e-9, 64 * eps_of(traj)) * (1 + np.abs(wanted))
+    slack = np.maximum(slack, 64 * clock_rounding(traj, wanted))
     if len(found) < len(wanted):
         wrong = len(wanted) - len(found)
     else:
@@ -72,7 +81,7 @@ def _norm_growth(traj):
 
 
 def _rounding(traj):
-    rounding = eps_of(traj) * abs(traj.s[-1])
+    rounding = clock_rounding(traj, traj.s[-1])
     return near("rounding of the margins", rounding, 0.0, 1e-3, "machine precision")
 
 

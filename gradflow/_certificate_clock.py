@@ -6,7 +6,7 @@ is added to `clock_correction`.
 
 import numpy as np
 
-from ._check import Check, at_most, eps_of, near
+from ._check import Check, at_most, clock_rounding, eps_of, near
 
 _SOURCE = "ln(n/L) along the flow is s"
 
@@ -81,7 +81,8 @@ def _step_by_step(traj):
     a = once**2 * count * np.abs(s[1:])
     length = np.maximum(s[1:] - begin[:-1], 0) + once * count
     allowed = once * count + (a + np.sqrt(a**2 + 4 * a * length)) / 2
-    allowed += 100 * eps_of(traj) * (1 + count) * (1 + np.abs(s[1:]))
+    rounding = eps_of(traj) + clock_rounding(traj, s[1:])
+    allowed += 100 * (1 + count) * rounding
     share = np.max(np.abs(np.diff(traj["clock_correction"])) / allowed)
     source = "what an accepted step may be off by"
     return at_most("clock corrections between points", share, 1.0, source)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._check import Check, after_separation, at_most, eps_of, near
+from ._check import Check, after_separation, at_most, clock_rounding, eps_of, near
 from ._losses import Exponential, Logistic
 from .diagnostics.potentials import potentials
 
@@ -49,7 +49,8 @@ def hessian_along_theta(traj, final) -> Check | None:
     found, expected = _along_theta(final.problem, final.snap.theta)
     value = jnp.linalg.norm(found - expected) / jnp.linalg.norm(final.snap.direction)
     source = "Ji and Telgarsky, Lemma D.1, by Euler's theorem"
-    tolerance = 100 * eps_of(traj) * (1 + final.problem.degree * abs(traj.s[-1]))
+    rounding = clock_rounding(traj, traj.s[-1])
+    tolerance = 100 * (eps_of(traj) + final.problem.degree * rounding)
     return near("Hessian along theta", value, 0.0, tolerance, source)
 
 

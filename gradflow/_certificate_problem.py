@@ -16,7 +16,7 @@ from ._certificate_linear import linear_checks
 from ._certificate_oracles import oracle_checks
 from ._certificate_rates import norm_rate, risk_rate
 from ._certificate_robustness import boundary_distance
-from ._check import Check, after_separation, at_most, eps_of, near
+from ._check import Check, after_separation, at_most, clock_rounding, eps_of, near
 from ._losses import CrossEntropy, Exponential, Logistic
 from ._problem import Problem
 from .diagnostics.common import point
@@ -79,6 +79,7 @@ def _kkt(problem, snap) -> KKT | None:
 def _saved_log_risk(traj, final):
     difference = float(final.snap.s) - traj.s[-1]
     tolerance = eps_of(traj) ** 0.7 * (1 + abs(traj.s[-1]))
+    tolerance = max(tolerance, 64 * clock_rounding(traj, traj.s[-1]))
     source = "ln(n/L) of the final model"
     return near("last s, computed anew", difference, 0.0, tolerance, source)
 
@@ -127,7 +128,7 @@ def _slope(final, unit, longest) -> tuple[float, float]:
     def at(step):
         return float(_log_risk(final.problem, final.snap.theta + step * unit))
 
-    rounding = 4 * eps * (1 + abs(float(final.snap.log_risk)))
+    rounding = 4 * (eps + float(final.problem.clock_rounding(final.snap.s)))
     best = (np.nan, np.inf)
     before = refined_before = np.nan
     for j in range(12):

@@ -86,3 +86,11 @@ def after_separation(traj) -> np.ndarray:
 def eps_of(traj) -> float:
     """Relative rounding of the run: that of the lowest precision in the model."""
     return traj.config.get("rounding", float(np.finfo(traj.config["dtype"]).eps))
+
+
+def clock_rounding(traj, s) -> np.ndarray:
+    """By how much the log-risk times `s` of the run may be off through rounding."""
+    known = traj.config.get("clock_rounding")
+    if known is None:
+        return np.asarray(eps_of(traj) * np.abs(s))
+    return np.asarray(np.exp(np.interp(s, traj.config["saves"], np.log(known))))

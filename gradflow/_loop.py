@@ -229,7 +229,7 @@ def _scaled_error(settings, carry, y1, s1, error, usable) -> Float[Array, ""]:
     reach = jnp.maximum(1, jnp.sqrt(jnp.abs(ds)) * jnp.sqrt(jnp.abs(s1)))
     drift = jnp.abs((s1 - carry.s) - ds)
     # Of a forward pass; in float64 far below any tolerance.
-    rounding = 64 * settings.flow.problem.rounding * jnp.abs(s1)
+    rounding = 64 * settings.flow.problem.clock_rounding(s1)
     # Relative to what is left of tL and to the mean 1/|G|^2, to which it tends; a long
     # step's end knows of the last unit of s only.
     change = y1[1][1] - carry.y[1][1]

@@ -39,12 +39,20 @@ def describe(settings, to, rtol, atol, s0) -> dict[str, Any]:
         "layer_degrees": list(problem.layer_degrees),
         "dtype": str(problem.theta.dtype),
         "rounding": problem.rounding,
+        **_clock_rounding(problem, settings.saves),
         "batch_size": problem.batch_size,
         "data": digest(problem),
         "gradflow": version("gradflow-jax"),
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
     }
+
+
+def _clock_rounding(problem, saves) -> dict[str, Any]:
+    """By how much s is rounded at the points to be saved, where not in proportion."""
+    if problem.loss.exponential_tail:
+        return {}
+    return {"clock_rounding": np.asarray(problem.clock_rounding(saves)).tolist()}
 
 
 @eqx.filter_jit  # At once: as single operations it takes three times as long.

@@ -62,7 +62,8 @@ def save(settings, carry, buffers, rows):
 
 
 def _s_tolerance(problem, s):
-    return max(1e-10, 16 * problem.rounding) * (1 + jnp.abs(s))
+    least = max(1e-10, 16 * problem.rounding) * (1 + jnp.abs(s))
+    return jnp.maximum(least, 16 * problem.clock_rounding(s))
 
 
 def root(function, low, high, tolerance):

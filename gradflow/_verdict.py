@@ -49,23 +49,24 @@ def seen_from_the_gradient(
     with all its neurons off one keeps the margin zero, and the risk stays above its
     loss. The others' margins may grow until the square of the gradient underflows.)
     """
-    log_risk, change, fall = _from(problem, theta)
-    if fall > _FALLING + 64 * problem.rounding * abs(log_risk):
+    s, change, fall = _from(problem, theta)
+    if fall > _FALLING + 64 * problem.clock_rounding(s):
         return Result.chattering if result is Result.stationary else result
     return Result.stationary if change < _SMALL else result
 
 
 @eqx.filter_jit
 def _from(problem, theta):
-    """ln L; its change over a distance of theta's own size (1 where that is less), to
-    first order; and by how much it falls at most along its gradient within that."""
+    """ln(n/L); its change over a distance of theta's own size (1 where that is less),
+    to first order; and by how much it grows at most along its gradient within that."""
     log_risk, direction = problem.log_risk_and_direction(theta)
     slope = jnp.linalg.norm(direction)
     size = jnp.maximum(jnp.linalg.norm(theta), 1)
     line = size * direction / jnp.where(slope > 0, slope, 1)
     lengths = 0.5 ** jnp.arange(_LENGTHS, dtype=theta.dtype)
     there = jax.lax.map(lambda a: problem.log_risk(theta + a * line), lengths)
-    return log_risk, slope * size, log_risk - jnp.nanmin(there)
+    s = problem.log_risk_time(log_risk)
+    return s, slope * size, log_risk - jnp.nanmin(there)
 
 
 def _watch_stall(
@@ -76,9 +77,10 @@ def _watch_stall(
     Motion counts relative to the larger of the present and the first norm: a flow that
     dies at zero weights goes on shrinking them by factors.
     """
-    tolerance = max(1e-8, 64 * settings.flow.problem.rounding)
-    gained = carry.s > carry.stall_s + tolerance * (1 + jnp.abs(carry.stall_s))
-    first = settings.flow.problem.theta
+    problem, last = settings.flow.problem, carry.stall_s
+    least = max(1e-8, 64 * problem.rounding) * (1 + jnp.abs(last))
+    gained = carry.s > last + jnp.maximum(least, 64 * problem.clock_rounding(last))
+    first = problem.theta
     size = jnp.maximum(jnp.linalg.norm(theta), jnp.linalg.norm(first))
     moved = jnp.linalg.norm(theta - carry.stall_theta) > 1e-3 * size
     progress = keep & (gained | moved)

@@ -122,6 +122,35 @@ def test_flow_of_the_square_loss_against_its_closed_form():
     assert not {"smoothed_margin", "beta", "lemma_3_4_residual"} & set(traj)
 
 
+@pytest.mark.parametrize("s", [10.0, 30.0, 50.0])
+def test_clock_of_the_square_loss_moves_by_its_rounding(s):
+    """By no more than what is claimed, and by no less than a hundredth of it."""
+    x, y = separable(4, 6)
+    problem = gf.Problem(gf.models.Linear(6), x, y, loss=gf.Squared())
+    residuals = np.exp(-s / 2) * np.random.default_rng(0).uniform(0.5, 1.5, 4)
+    residuals *= np.exp(-s / 2) / np.sqrt(np.mean(residuals**2))
+    signs = np.random.default_rng(1).choice([-1, 1], (1000, 4))
+    rounded = 1 - (residuals - np.finfo(float).eps * signs)
+    exact = np.log(np.sum(residuals**2))
+    moved = np.log(np.sum((1 - rounded) ** 2, axis=1)) - exact
+    claimed = float(problem.clock_rounding(jnp.asarray(s)))
+    assert 0.01 * claimed < np.max(np.abs(moved)) < 2 * np.sqrt(4) * claimed
+
+
+def test_flow_of_the_square_loss_to_the_end_of_its_range():
+    """Late points are saved as closely as residuals are known, and pass as such."""
+    x, y = separable(4, 6)
+    problem = gf.Problem(gf.models.Linear(6), x, y, loss=gf.Squared())
+    traj = gf.integrate(problem, to=55.0, saveat=10)
+    certificate = traj.certificate()
+    assert certificate.passed, str(certificate)
+    off = np.abs(traj.s - traj.config["saves"])
+    assert 1e-9 < off[-1] < 1e-2 and np.max(off[traj.s < 30]) < 1e-6
+    row = certificate["rounding of the margins"]
+    exact = 2 * np.finfo(float).eps / np.sqrt(np.exp(traj["log_risk"][-1]))
+    np.testing.assert_allclose(row.value, exact, rtol=0.05)
+
+
 @pytest.mark.parametrize("name", ["exp", "log"])
 def test_flows_of_exponential_tails_pass_their_certificate(name):
     x, y = separable(4, 6)
