@@ -357,6 +357,14 @@ def test_programs_over_neurons_scale_with_the_examples():
         assert np.isclose(found.upper, c**2 * wide.margin, rtol=1e-8)
 
 
+def test_infinite_width_margin_names_bad_labels():
+    x = np.eye(2)
+    with pytest.raises(ValueError, match=r"`y` must hold -1 and \+1; got \[0.0, 1.0\]"):
+        gf.oracles.infinite_width_margin(x, np.array([0, 1]))
+    with pytest.raises(ValueError, match=r"`y` has shape \(3,\), expected \(2,\)"):
+        gf.oracles.infinite_width_margin(x, np.array([1, 1, -1]))
+
+
 def test_infinite_width_margin_in_space_brackets_its_value():
     x, y = (np.asarray(a) for a in separable(6, 3))
     x = x / np.linalg.norm(x, axis=1, keepdims=True)

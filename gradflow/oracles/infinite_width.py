@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 from scipy.spatial import ConvexHull
 
 from .._problem import Problem
-from .linear import least_distance
+from .linear import least_distance, signed_examples
 from .neurons import dual, neuron_masks, primal
 
 
@@ -46,9 +46,12 @@ def infinite_width_margin(x: Any, y: Any, *, rounds: int = 30) -> InfiniteWidth:
 
     **Arguments:** `x`, shape `(n, d)`; `y`, -1 and +1; `rounds`, at most so many.
 
+    **Raises:** `ValueError` if shapes or labels are wrong.
+
     **Source:** Ji and Telgarsky, Proposition 4.3(2); Chizat and Bach 2020, eq. (5).
     """
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    signed, y = signed_examples(x, y), np.asarray(y, np.float64)
+    x = y[:, None] * signed
     # Tolerances are for examples of size one.
     size = float(np.max(np.abs(x))) or 1.0
     x = x / size
