@@ -99,6 +99,10 @@ def test_an_example_that_loses_all_its_neurons_makes_the_flow_stationary():
 POOL, STEM = M.MaxPool(2, eps=0.1), M.MaxPool(3, 2, 1, eps=0.1)
 
 
+def lyu_li(bias):
+    return M.LyuLiCNN(SMOOTH, POOL, bias=bias, widths=(3, 4, 8), key=KEY)
+
+
 def vgg(bias):
     widths, repeats = (2, 3, 4, 4, 4), (1, 1, 1, 1, 1)
     return M.VGG16(SMOOTH, POOL, bias=bias, widths=widths, repeats=repeats, key=KEY)
@@ -110,18 +114,8 @@ CONVOLUTIONAL = {
         (32, 32, 3),
         5,
     ),
-    **{
-        f"lyu_li_{bias}": (
-            lambda bias=bias: M.LyuLiCNN(
-                SMOOTH, POOL, bias=bias, widths=(3, 4, 8), key=KEY
-            ),
-            (28, 28),
-            layers,
-        )
-        for bias, layers in (("none", 4), ("first", 4), ("all", None))
-    },
-    "vgg_first": (lambda: vgg("first"), (32, 32, 3), 6),
-    "vgg_all": (lambda: vgg("all"), (32, 32, 3), None),
+    "lyu_li": (lambda: lyu_li("first"), (28, 28), 4),
+    "vgg": (lambda: vgg("first"), (32, 32, 3), 6),
     "resnet": (
         lambda: M.ResNet18(SMOOTH, STEM, widths=(2, 3), key=KEY),
         (32, 32, 3),
@@ -133,6 +127,17 @@ CONVOLUTIONAL = {
         None,
     ),
 }
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "layers"), [(lyu_li, (28, 28), 4), (vgg, (32, 32, 3), 6)]
+)
+def test_biases_of_all_layers_leave_no_degree(make, shape, layers):
+    x, y = jax.random.uniform(jax.random.key(1), (4, *shape)), jnp.arange(4) % 2
+    for bias in ("none", "first"):
+        assert gf.Problem(make(bias), x, y).layer_degrees == (1,) * layers
+    with pytest.raises(ValueError, match="homogeneous"):
+        gf.Problem(make("all"), x, y)
 
 
 @pytest.mark.slow
