@@ -43,7 +43,9 @@ def _complete(traj):
     wanted = wanted[wanted <= traj.s[-1]]
     found = traj.s[: len(wanted)]
     slack = max(1e-9, 64 * eps_of(traj)) * (1 + np.abs(wanted))
-    slack = np.maximum(slack, 64 * clock_rounding(traj, wanted))
+    if "clock_rounding" in traj.config:
+        # Parameters are rounded, too: a network's margins by tens of epsilons.
+        slack = np.maximum(slack, 256 * clock_rounding(traj, wanted))
     if len(found) < len(wanted):
         wrong = len(wanted) - len(found)
     else:
