@@ -196,9 +196,13 @@ def _separate(problem: Problem) -> bool:
 def warn_about_precision(problem: Problem, to: float | int):
     """Warns where rounding alone moves the weights by more than a thousandth."""
     eps, dtype = problem.rounding, problem.theta.dtype
-    rounding = float(problem.clock_rounding(jnp.asarray(float(to))))
+    s = jnp.asarray(float(to))
+    rounding = float(problem.clock_rounding(s))
     if rounding <= 1e-3:
         return
+    margin = float(to)
+    if not problem.loss.exponential_tail:
+        margin = float(problem.loss.inverse(jnp.log(problem.n) - s))
     if eps > float(jnp.finfo(dtype).eps):
         where = f"With a network rounded to {eps:.1e} by `gf.models.InPrecision`"
         remedy = "Use a higher precision there, or leave it out."
@@ -209,9 +213,9 @@ def warn_about_precision(problem: Problem, to: float | int):
             "before building the model)."
         )
     warnings.warn(
-        f"{where} rounding of the margins at log-risk time {to:g} changes the "
-        f"examples' weights by a relative {rounding:.1e}: results beyond log-risk time "
-        f"{_trusted(problem, to):.4g} are not to be trusted. {remedy}",
+        f"{where} margins near {margin:g} are rounded to {eps * abs(margin):.1e}, and "
+        f"the examples' weights to a relative error of {rounding:.1e}: results beyond "
+        f"log-risk time {_trusted(problem, to):.4g} are not to be trusted. {remedy}",
         stacklevel=3,
     )
 

@@ -125,7 +125,7 @@ def test_trajectory_cut_and_spliced(traj):
 def test_float32_past_its_range():
     model = jax.tree.map(lambda w: w.astype(jnp.float32), _model())
     problem = gf.Problem(model, X.astype(jnp.float32), Y)
-    with pytest.warns(UserWarning, match="In float32 rounding of the margins"):
+    with pytest.warns(UserWarning, match="In float32 margins near"):
         found = gf.integrate(problem, to=1e5, saveat=30, throw=False)
     assert "rounding of the margins" in failures(found)
 

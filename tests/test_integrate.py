@@ -359,7 +359,7 @@ def test_float32_reaches_far_and_agrees():
     np.testing.assert_allclose(
         float32["normalized_margins"][-1], double["normalized_margins"][-1], rtol=1e-3
     )
-    with pytest.warns(UserWarning, match="In float32 rounding of the margins"):
+    with pytest.warns(UserWarning, match="In float32 margins near 100000 are rounded"):
         gf.integrate(gf.Problem(single, x.astype(jnp.float32), y), to=1e5, max_steps=2)
 
 

@@ -138,6 +138,7 @@ def test_biases_of_all_layers_leave_no_degree(make, shape, layers):
         assert gf.Problem(make(bias), x, y).layer_degrees == (1,) * layers
     with pytest.raises(ValueError, match="homogeneous"):
         gf.Problem(make("all"), x, y)
+    assert gf.Problem(make("all"), x, y, homogeneous=False).degree is None
 
 
 @pytest.mark.slow

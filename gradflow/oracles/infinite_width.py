@@ -50,8 +50,8 @@ def infinite_width_margin(x: Any, y: Any, *, rounds: int = 30) -> InfiniteWidth:
 
     **Source:** Ji and Telgarsky, Proposition 4.3(2); Chizat and Bach 2020, eq. (5).
     """
-    signed, y = signed_examples(x, y), np.asarray(y, np.float64)
-    x = y[:, None] * signed
+    signed_examples(x, y)  # Raises where shapes or labels are wrong.
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     # Tolerances are for examples of size one.
     size = float(np.max(np.abs(x))) or 1.0
     x = x / size
