@@ -114,8 +114,11 @@ CONVOLUTIONAL = {
         (32, 32, 3),
         5,
     ),
-    "lyu_li": (lambda: lyu_li("first"), (28, 28), 4),
-    "vgg": (lambda: vgg("first"), (32, 32, 3), 6),
+    "lyu_li_none": (lambda: lyu_li("none"), (28, 28), 4),
+    "lyu_li_first": (lambda: lyu_li("first"), (28, 28), 4),
+    "lyu_li_all": (lambda: lyu_li("all"), (28, 28), None),
+    "vgg_first": (lambda: vgg("first"), (32, 32, 3), 6),
+    "vgg_all": (lambda: vgg("all"), (32, 32, 3), None),
     "resnet": (
         lambda: M.ResNet18(SMOOTH, STEM, widths=(2, 3), key=KEY),
         (32, 32, 3),
@@ -127,18 +130,6 @@ CONVOLUTIONAL = {
         None,
     ),
 }
-
-
-@pytest.mark.parametrize(
-    ("make", "shape", "layers"), [(lyu_li, (28, 28), 4), (vgg, (32, 32, 3), 6)]
-)
-def test_biases_of_all_layers_leave_no_degree(make, shape, layers):
-    x, y = jax.random.uniform(jax.random.key(1), (4, *shape)), jnp.arange(4) % 2
-    for bias in ("none", "first"):
-        assert gf.Problem(make(bias), x, y).layer_degrees == (1,) * layers
-    with pytest.raises(ValueError, match="homogeneous"):
-        gf.Problem(make("all"), x, y)
-    assert gf.Problem(make("all"), x, y, homogeneous=False).degree is None
 
 
 @pytest.mark.slow
