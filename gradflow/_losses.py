@@ -71,8 +71,11 @@ class AbstractLoss(eqx.Module):
     def margin(
         self, output: Float[Array, "..."], label: Float[Array, ""] | Integer[Array, ""]
     ) -> Float[Array, ""]:
-        r"""The hard margin of one example; homogeneous wherever the output is."""
-        return label * jnp.reshape(output, ())
+        r"""The hard margin of one example, of label -1 or +1; homogeneous wherever the
+        output is."""
+        # XLA's product of so little with labels takes a CPU ten times as long.
+        output = jnp.reshape(output, ())
+        return jnp.where(label > 0, output, -output)
 
     def soft_margin(
         self, output: Float[Array, "..."], label: Float[Array, ""] | Integer[Array, ""]
@@ -190,15 +193,33 @@ class Exponential(AbstractLoss):
         return -log_risk
 
 
+# artanh(z)/z = 1 + z^2 P(z^2) on [0, 1/3] to a relative 5e-18: the minimax polynomial
+# P, highest power first (by mpmath's `chebyfit`).
+_ARTANH = (
+    0.08082022805971766,
+    0.04400369243072337,
+    0.06000536404795356,
+    0.06657072104827468,
+    0.07692785032479312,
+    0.09090894718066429,
+    0.11111111358713932,
+    0.1428571428355438,
+    0.20000000000007292,
+    0.3333333333333333,
+)
+
+
 def _log1p_over(e):
-    # q = ln(1 + e) / e on [0, 1], and 1 - q, both to rounding, by the series of
-    # ln(1 + e) = 2 artanh(z) in the square of z = e / (2 + e) <= 1/3. On a CPU, XLA
-    # takes logarithms one by one.
-    square = (e / (2 + e)) ** 2
-    tail = 1 / 31
-    for odd in range(29, 1, -2):
-        tail = 1 / odd + square * tail
-    return 2 * (1 + square * tail) / (2 + e), (e - 2 * square * tail) / (2 + e)
+    # q = ln(1 + e) / e on [0, 1], and 1 - q, both to rounding, by
+    # ln(1 + e) = 2 artanh(z) with z = e / (2 + e) <= 1/3. On a CPU, XLA takes
+    # logarithms one by one, and a division costs as much as six terms.
+    inverse = 1 / (2 + e)
+    square = (e * inverse) ** 2
+    tail = _ARTANH[0]
+    for coefficient in _ARTANH[1:]:
+        tail = coefficient + square * tail
+    tail = square * tail
+    return 2 * inverse * (1 + tail), inverse * (e - 2 * tail)
 
 
 @jax.jit  # Traced once, not for each of a flow's two dozen uses.

@@ -305,27 +305,31 @@ class Problem(eqx.Module):
         """
         if self.batch_size is None:
             zero = jnp.zeros((), theta.dtype)
-            value, grad = jax.value_and_grad(self._log_risk_of)(
-                theta, self.x, self.y, zero
-            )
-            return value, -grad
+            return self._value_and_direction(theta, self.x, self.y, zero)
 
         def streamed(theta):
             def combine(carry, number):
-                total, grad = carry
-                value, batch_grad = jax.value_and_grad(self._log_risk_of)(
+                total, mean = carry
+                value, direction = self._value_and_direction(
                     theta, *self._batch(number)
                 )
                 new = jnp.logaddexp(total, value)
-                grad = jnp.exp(total - new) * grad + jnp.exp(value - new) * batch_grad
-                return (new, grad), None
+                mean = jnp.exp(total - new) * mean + jnp.exp(value - new) * direction
+                return (new, mean), None
 
             start = (jnp.array(-jnp.inf, theta.dtype), jnp.zeros_like(theta))
-            (value, grad), _ = jax.lax.scan(combine, start, self._batch_numbers())
-            return value, -grad
+            return jax.lax.scan(combine, start, self._batch_numbers())[0]
 
         # Checkpointed, or a linearisation would keep what every batch computed.
         return jax.checkpoint(streamed)(theta)
+
+    def _value_and_direction(self, theta, *examples):
+        # The gradient of minus ln L; to negate it would be one more pass over it.
+        def negative(theta):
+            return -self._log_risk_of(theta, *examples)
+
+        value, direction = jax.value_and_grad(negative)(theta)
+        return -value, direction
 
     def _batch_numbers(self):
         return jnp.arange(math.ceil(self.n / (self.batch_size or self.n)))

@@ -271,8 +271,10 @@ def test_switches_of_library_functions():
     assert switches(jnp.abs, u).tolist() == [-1.0, 2.0]
     assert switches(jax.jit(lambda u: jnp.minimum(u, 1.0)), u).tolist() == [-2.0, 1.0]
     assert switches(lambda u: u**3, u).shape == (0,)
-    # A comparison whose outcome is not used switches nothing.
+    # A comparison whose outcome is not used switches nothing, nor one of constants.
     assert switches(lambda u: (u > 0, u)[1], u).shape == (0,)
+    assert switches(lambda u: jnp.where(jnp.ones(2) > 0, u, -u), u).shape == (0,)
+    assert switches(jax.jit(lambda u: u * jnp.abs(jnp.ones(2))), u).shape == (0,)
 
     def step(carry, a):
         return carry, jnp.abs(a)

@@ -44,7 +44,9 @@ def test_an_example_that_lost_all_its_neurons_is_no_chattering():
     )
     traj = gf.integrate(gf.Problem(model, x, [1.0, -1, 1, 1]), to=8.0)
     assert traj.result is gf.Result.stationary
-    assert traj.s[-1] == pytest.approx(np.log(4 / np.log(2)), abs=1e-6)
+    # By tolerance and rounding it ends up to 1e-5 before that, as the neuron that the
+    # example is losing goes on and off.
+    assert traj.s[-1] == pytest.approx(np.log(4 / np.log(2)), abs=3e-5)
 
 
 def test_steps_on_a_plateau_are_kept():

@@ -40,10 +40,11 @@ _OPAQUE = {
 def switches(
     fun: Callable[[Float[Array, " k"]], Array], u: Float[Array, " k"]
 ) -> Float[Array, " switches"]:
-    """Differences of the operands that `fun(u)` compares; differentiable in `u`."""
+    """Differences of the operands that `fun(u)` compares, where they depend on `u`;
+    differentiable in `u`."""
     closed = jax.make_jaxpr(fun)(u)
     found: list[Array] = []
-    _run(closed, [u], found)
+    _run(closed, [u], [True], found)
     if not found:
         return jnp.zeros((0,), u.dtype)
     return jnp.concatenate([jnp.ravel(value).astype(u.dtype) for value in found])
@@ -85,26 +86,33 @@ def _inner(eqn):
     return None
 
 
-def _run(closed, args, found):
-    """Evaluates a jaxpr, appending the switches to `found`."""
+def _run(closed, args, moves, found):
+    """Evaluates a jaxpr, appending the switches to `found`; `moves` says which of the
+    arguments depend on `u`."""
     env = dict(zip(closed.jaxpr.constvars, closed.consts))
     env.update(zip(closed.jaxpr.invars, args))
+    moving = {v for v, move in zip(closed.jaxpr.invars, moves) if move}
 
     def read(atom):
         return atom.val if isinstance(atom, jex.core.Literal) else env[atom]
 
     for eqn in _live(closed.jaxpr):
         values = [read(atom) for atom in eqn.invars]
+        moves = [
+            not isinstance(v, jex.core.Literal) and v in moving for v in eqn.invars
+        ]
         name = eqn.primitive.name
-        if name in _COMPARISONS and jnp.issubdtype(values[0].dtype, jnp.inexact):
-            found.append(values[0] - values[1])
-        elif name in _ONE_OPERAND:
-            found.append(values[0])
+        if any(moves):
+            moving.update(eqn.outvars)
+            if name in _COMPARISONS and jnp.issubdtype(values[0].dtype, jnp.inexact):
+                found.append(values[0] - values[1])
+            elif name in _ONE_OPERAND:
+                found.append(values[0])
         inner = _inner(eqn)
         if inner is None:
             out = eqn.primitive.bind(*values, **eqn.params)
         else:
-            out = _run(inner, values, found)
+            out = _run(inner, values, moves, found)
         if not eqn.primitive.multiple_results:
             out = out if isinstance(out, list | tuple) else [out]
         env.update(zip(eqn.outvars, out))
