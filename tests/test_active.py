@@ -40,8 +40,9 @@ def _share_left_out(margins, count):
     return np.exp(np.logaddexp.reduce(log_losses[count:]) - log_risk)
 
 
-def test_the_flow_is_the_same_to_rounding():
-    problem, solver = _problem(), gf.solvers.DeflatedRKC2()
+@pytest.mark.parametrize("solver", [gf.solvers.Rodas5P(), gf.solvers.DeflatedRKC2()])
+def test_the_flow_is_the_same_to_rounding(solver):
+    problem = _problem()
     options = {"to": 2e3, "saveat": 20, "solver": solver, "diagnostics": (_margins,)}
     every = gf.integrate(problem, **options)
     few = gf.integrate(problem, **options, neglect=2.2e-16)

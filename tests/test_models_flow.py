@@ -141,12 +141,12 @@ def test_convolutional_families(name):
     # The explicit solver compiles in half the time. Stability limits its steps, and at
     # the default tolerance certificates fail.
     solver = diffrax.Bosh3()
-    traj = gf.integrate(problem, to=6.0, rtol=1e-5, saveat=6, solver=solver)
+    traj = gf.integrate(problem, to=10.0, rtol=1e-5, saveat=6, solver=solver)
     certificate = traj.certificate()
     assert certificate.passed, str(certificate)
     # From before separation to far past it: the least margin is nearly s.
     margins = traj["margins"].min(axis=1)
-    assert margins[0] < 0 < 4 < margins[-1]
+    assert margins[0] < 0 < 8 < margins[-1]
     names = {row.name for row in certificate.rows}
     assert {"clock drift", "growth of the norm"} <= names
     needs_homogeneity = {
