@@ -104,10 +104,14 @@ def _awaited(work: Callable, interrupt: Interrupt, grace: float):
     # again whether it is done took a tenth of the time of a small flow.
     future = _THREADS.submit(work)
     deadline = float("inf")
-    while not futures.wait([future], timeout=_LOOK).done:
+    while True:
+        try:
+            return future.result(timeout=_LOOK)
+        except TimeoutError:
+            if future.done():  # The work's own.
+                return future.result()
         now = time.perf_counter()
         if interrupt.requested:
             deadline = min(deadline, now + grace)
         if now >= deadline:
             raise Interrupted
-    return future.result()

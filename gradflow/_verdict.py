@@ -106,8 +106,8 @@ def _watch_pace(settings: Settings, carry: Carry, progress) -> Carry:
 
     A method whose error is of order p takes steps of about `rtol ** (1 / (p + 1))` on a
     smooth flow. `patience` tried steps in a row with a mean of under a hundredth of
-    that are spent on kinks (or, by an explicit method, on stability); where the risk
-    does not fall either, on a stationary point.
+    that are spent on kinks (or, by an explicit method, on stability), or where the
+    gradient is small on a stationary point.
     """
     tries, total = carry.window_tries + 1, carry.window_progress + progress
     full = tries >= settings.patience
@@ -119,11 +119,7 @@ def _watch_pace(settings: Settings, carry: Carry, progress) -> Carry:
         (
             jnp.where(full, 0, tries),
             jnp.where(full, 0, total),
-            jnp.where(
-                slow,
-                jnp.where(carry.stall_steps >= 5, STATIONARY, CHATTERING),
-                carry.result,
-            ),
+            jnp.where(slow, CHATTERING, carry.result),
         ),
     )
 

@@ -241,6 +241,41 @@ def test_counts_equal_calls():
     }
 
 
+@pytest.mark.parametrize("backward", [False, True])
+def test_quadratures_are_left_out_of_the_linear_algebra_and_change_nothing(backward):
+    def field(t, y, args):
+        t = t.astype(float)
+        z = y["state"]
+        inside = jnp.stack([z[1] - 50 * z[0], jnp.cos(t) * z[0] ** 2 - 3 * z[1]])
+        first = jnp.stack([z[0] * z[1], jnp.sin(t)])
+        return {"first": first, "state": inside, "last": z @ z}
+
+    def reading(t, y, args):
+        # All of the state, so that everything is an unknown.
+        return jax.tree.map(lambda slope, of: slope + 0 * of, field(t, y, args), y)
+
+    y0 = {"first": jnp.array([1.0, -2.0]), "state": jnp.array([0.5, 2.0])}
+    y0["last"] = jnp.array(3.0)
+    times = (jnp.array(0.3), jnp.array(0.1 if backward else 0.5))
+    solver = gf.solvers.Rodas5P()
+    _, (y1, error, info, new, _) = one_step(solver, field, y0, *times)
+    _, whole = one_step(solver, reading, y0, *times)
+    assert solver.counts(new)["jacobian_products"] == 2
+    assert solver.counts(whole[3])["jacobian_products"] == 5
+    for ours, theirs in ((y1, whole[0]), (error, whole[1]), (info, whole[2])):
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12)
+
+
+def test_a_field_of_time_alone_is_integrated():
+    times, y0 = (jnp.array(0.3), jnp.array(0.5)), jnp.array([1.0, -2.0])
+    solver = gf.solvers.Rodas5P()
+    field = lambda t, y, args: jnp.stack([jnp.cos(t), 4 * t**3])  # noqa: E731
+    _, (y1, *_) = one_step(solver, field, y0, *times)
+    exact = y0 + jnp.array([jnp.sin(0.5) - jnp.sin(0.3), 0.5**4 - 0.3**4])
+    np.testing.assert_allclose(y1, exact, rtol=0, atol=1e-7)
+
+
 def test_rkc2_takes_as_many_stages_as_stability_needs():
     # Real eigenvalues up to 1e4: h * rho = 1e3 takes 1 + sqrt(1 + 1.54 * 1.1 * 1e3).
     rates = jnp.geomspace(1, 1e4, 9)

@@ -7,15 +7,11 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jax.scipy.linalg import lu_factor, lu_solve
 from jaxtyping import Array, Float, PyTree
 
-from .common import (
-    Counts,
-    NewtonInterpolation,
-    flatten,
-    interpolation_info,
-)
+from .common import Counts, NewtonInterpolation, interpolation_info
 
 # With W = I/(gamma h) - J, stage i solves
 #   W k_i = f(t + c_i h, y + sum_j A_ij k_j) + h d_i df/dt + sum_j C_ij k_j / h.
@@ -165,10 +161,12 @@ class Rodas5P(diffrax.AbstractAdaptiveSolver):
     r"""Rosenbrock method of order 5 with 8 stages, stiffly accurate and L-stable.
 
     Linearly implicit: every step factorises $I/(\gamma h) - J$ once, with the exact
-    dense Jacobian $J$ of the raveled state, and solves with it eight times. No Newton
-    iteration, hence nothing to diverge or to tune. The embedded method has order 4; the
-    dense output is the method's own and has order 4. A step that is not finite is
-    handed back with an infinite error, so that the step-size controller shortens it.
+    dense Jacobian $J$ of the raveled state, and solves with it eight times. Arrays of
+    the state that the vector field does not read (quadratures) take no part in either.
+    No Newton iteration, hence nothing to diverge or to tune. The embedded method has
+    order 4; the dense output is the method's own and has order 4. A step that is not
+    finite is handed back with an infinite error, so that the step-size controller
+    shortens it.
 
     The cost is $k$ Jacobian products and $k^3$ operations a step: the choice for
     systems of up to a few hundred dimensions.
@@ -195,16 +193,16 @@ class Rodas5P(diffrax.AbstractAdaptiveSolver):
         self, terms, t0, t1, y0, args, solver_state: Counts, made_jump
     ) -> tuple[PyTree, PyTree, dict[str, PyTree], Counts, diffrax.RESULTS]:
         del made_jump
-        field, y, unravel = flatten(terms, y0, args)
+        field, y, m, unravel = _flatten(terms, t0, y0, args)
         h = jnp.asarray(terms.contr(t0, t1), y.dtype)
-        k = _stages(field, t0, t1, y, h)
+        k = _stages(field, t0, t1, y[:m], h)
         y1 = y + _combine(_LAST, k)
         # A step-size controller then rejects the step and tries a shorter one.
         good = jnp.all(jnp.isfinite(y1)) & jnp.all(jnp.isfinite(k[7]))
         y1, error = jnp.where(good, y1, y), jnp.where(good, k[7], jnp.inf)
         tree1 = unravel(y1)
         info = interpolation_info(unravel, y0, tree1, _combine(_H, k))
-        counts = solver_state.add(evaluations=8, products=y.size, factorizations=1)
+        counts = solver_state.add(evaluations=8, products=m, factorizations=1)
         result: Any = diffrax.RESULTS.successful  # Its type comes from untyped lineax.
         return tree1, unravel(error), info, counts, result
 
@@ -233,47 +231,88 @@ def _combine(weights, k: Float[Array, "8 k"]) -> Float[Array, "... k"]:
 
 
 _LAST = np.concatenate([np.asarray(_A[5]), np.ones(3)])
+# To solve the stages' equations at once where J is zero.
+_INVERSE = np.tril(np.linalg.inv(np.eye(8) / _GAMMA - _square(_C)))
 
 
-def _stages(field, t0, t1, y, h) -> Float[Array, "8 k"]:
+def _flatten(
+    terms: diffrax.AbstractTerm, t0, y0: PyTree, args: Any
+) -> tuple[Callable, Float[Array, " k"], int, Callable]:
+    """The vector field as a function `f(t, z)` that returns the slope, shape `(k,)`, of
+    the flat state, of which it reads only the first entries `z`, shape `(m,)`; that
+    state; `m`; and the way back to a PyTree."""
+    leaves, structure = jax.tree.flatten(y0)
+    read = _read(lambda leaves: terms.vf(t0, structure.unflatten(leaves), args), leaves)
+    order = sorted(range(len(leaves)), key=lambda i: not read[i])
+
+    def flat(tree):
+        leaves = jax.tree.leaves(tree)
+        return ravel_pytree([leaves[i] for i in order])
+
+    y, unravel_leaves = flat(y0)
+    m = sum(leaf.size for leaf, of_field in zip(leaves, read) if of_field)
+
+    def unravel(y):
+        found = dict(zip(order, unravel_leaves(y)))
+        return structure.unflatten([found[i] for i in range(len(leaves))])
+
+    def field(t, z):
+        return flat(terms.vf(t, unravel(jnp.concatenate([z, y[m:]])), args))[0]
+
+    return field, y, m, unravel
+
+
+def _read(function: Callable, leaves: list) -> list[bool]:
+    """Which of its arguments a function of a list of arrays reads; all if none."""
+    jaxpr = jax.make_jaxpr(function)(leaves).jaxpr
+    read = {id(v) for eqn in jaxpr.eqns for v in eqn.invars}
+    read.update(id(v) for v in jaxpr.outvars)
+    found = [id(v) in read for v in jaxpr.invars]
+    return found if any(found) else [True for _ in found]
+
+
+def _stages(field, t0, t1, z, h) -> Float[Array, "8 k"]:
     length = jnp.asarray(t1 - t0)
     t0 = jnp.asarray(t0, length.dtype)
-    slope, jacobian = _slope_and_jacobian(lambda v: field(t0, v), y)
-    identity = jnp.eye(y.size, dtype=y.dtype)
-    # Last unknowns first: a flow's quadratures, on which nothing depends, then leave
-    # the other rows alone, whatever their scale.
-    factors = lu_factor((identity / (_GAMMA * h) - jacobian)[::-1, ::-1])
+    slope, jacobian = _slope_and_jacobian(lambda z: field(t0, z), z)
+    identity = jnp.eye(z.size, dtype=z.dtype)
+    factors = lu_factor(identity / (_GAMMA * h) - jacobian[: z.size])
     # h df/dt, exact; zero work where the field does not depend on time.
-    _, time_slope = jax.jvp(lambda t: field(t, y), (t0,), (length,))
-    # What a stage adds to y and to its slope, in one product.
-    weights = jnp.asarray(np.stack([_stage_matrix(), _square(_C)], axis=1), y.dtype)
-    d = jnp.asarray(_D, y.dtype)
+    _, time_slope = jax.jvp(lambda t: field(t, z), (t0,), (length,))
+    # What a stage adds to z and to its slope, in one product.
+    weights = jnp.asarray(np.stack([_stage_matrix(), _square(_C)], axis=1), z.dtype)
+    d = jnp.asarray(_D, z.dtype)
     nodes = jnp.asarray(_NODES, length.dtype)
 
-    def solved(i, slope, added):
-        return lu_solve(factors, (slope + d[i] * time_slope + added / h)[::-1])[::-1]
+    def row(i, slope, added):
+        right = slope[: z.size] + d[i] * time_slope[: z.size] + added / h
+        return jnp.concatenate([lu_solve(factors, right), slope[z.size :]])
 
-    def stage(i, k):
-        moved, added = _combine(weights[i], k)
-        slope = field(t0 + nodes[i] * length, y + moved)
+    def stage(i, rows):
+        moved, added = _combine(weights[i], rows[:, : z.size])
+        slope = field(t0 + nodes[i] * length, z + moved)
         # Unlike `at`, this does not check the index.
-        return jax.lax.dynamic_update_index_in_dim(k, solved(i, slope, added), i, 0)
+        return jax.lax.dynamic_update_index_in_dim(rows, row(i, slope, added), i, 0)
 
     # The first stage's slope came with the Jacobian.
-    first = jnp.zeros((8, y.size), y.dtype)
-    first = first.at[0].set(solved(0, slope, jnp.zeros_like(y)))
-    return jax.lax.fori_loop(1, 8, stage, first)
+    rows = jnp.zeros((8, slope.size), z.dtype)
+    rows = rows.at[0].set(row(0, slope, jnp.zeros_like(z)))
+    rows = jax.lax.fori_loop(1, 8, stage, rows)
+    k, slopes = rows[:, : z.size], rows[:, z.size :]
+    # Of quadratures the stages, on which no slope depends, all at once.
+    right = slopes + d[:, None] * time_slope[None, z.size :] + k @ jacobian[z.size :].T
+    return jnp.concatenate([k, h * (jnp.asarray(_INVERSE, z.dtype) @ right)], axis=1)
 
 
 def _slope_and_jacobian(
-    function: Callable, y: Float[Array, " k"]
-) -> tuple[Float[Array, " k"], Float[Array, "k k"]]:
+    function: Callable, z: Float[Array, " m"]
+) -> tuple[Float[Array, " k"], Float[Array, "k m"]]:
     # Linearised first, so that what all columns share is computed once. The identity is
     # a constant, so that what acts on it alone (a linear model) leaves the loop.
-    slope, product = jax.linearize(function, y)
-    if y.size <= _COLUMNS:
-        columns = jax.vmap(product)(np.eye(y.size, dtype=y.dtype))
+    slope, product = jax.linearize(function, z)
+    if z.size <= _COLUMNS:
+        columns = jax.vmap(product)(np.eye(z.size, dtype=z.dtype))
     else:
-        identity = jnp.eye(y.size, dtype=y.dtype)
+        identity = jnp.eye(z.size, dtype=z.dtype)
         columns = jax.lax.map(product, identity, batch_size=_COLUMNS)
     return slope, columns.T
