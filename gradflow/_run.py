@@ -89,7 +89,7 @@ class Run:
         """The first carry, or none if interrupted, and how many steps to take first:
         one, from which the seconds of more are known, unless they are sure to be few.
         """
-        start = self._compiled(loop.start, self.settings)
+        start = self._compiled(loop.start, self.settings, once=True)
         if start is None:
             return None, 0
         problem, tick = self.settings.flow.problem, time.perf_counter()
@@ -102,9 +102,11 @@ class Run:
         soon = time.perf_counter() - tick < _SOON
         return carry, _FIRST_STEPS if small and soon else 1
 
-    def _compiled(self, function, *args):
+    def _compiled(self, function, *args, once=False):
         try:
-            call, seconds = compiled(function, *args, interrupt=self.interrupt)
+            call, seconds = compiled(
+                function, *args, interrupt=self.interrupt, once=once
+            )
         except Interrupted:
             return None
         self.compile_seconds += seconds
