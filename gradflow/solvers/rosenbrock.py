@@ -300,8 +300,9 @@ def _stages(field, t0, t1, z, h) -> Float[Array, "8 k"]:
     rows = jax.lax.fori_loop(1, 8, stage, rows)
     k, slopes = rows[:, : z.size], rows[:, z.size :]
     # Of quadratures the stages, on which no slope depends, all at once.
-    right = slopes + d[:, None] * time_slope[None, z.size :] + k @ jacobian[z.size :].T
-    return jnp.concatenate([k, h * (jnp.asarray(_INVERSE, z.dtype) @ right)], axis=1)
+    following = jnp.matmul(k, jacobian[z.size :].T, precision="highest")
+    right = slopes + d[:, None] * time_slope[None, z.size :] + following
+    return jnp.concatenate([k, h * _combine(_INVERSE, right)], axis=1)
 
 
 def _slope_and_jacobian(
