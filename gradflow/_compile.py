@@ -50,14 +50,18 @@ def compiled(
     compiled once per process; a repeat takes 0.0 seconds. `once`: whether it is to run
     once, so that compiling matters more than running.
     """
-    key, leaves, treedef, static = _key(function, args)
+    key, leaves, treedef = _key(function, args)
 
     def made():
-        def flat(leaves):
-            args = eqx.combine(jtu.tree_unflatten(treedef, leaves), static)
-            return function(*args)
+        # No leaf is `None`, and no array is to be kept.
+        constants = [None if eqx.is_array(leaf) else leaf for leaf in leaves]
 
-        lowered = jax.jit(flat).lower(leaves)
+        def flat(arrays):
+            given = iter(arrays)
+            filled = [next(given) if leaf is None else leaf for leaf in constants]
+            return function(*jtu.tree_unflatten(treedef, filled))
+
+        lowered = jax.jit(flat).lower(_arrays(leaves))
         quick = once and jax.default_backend() == "cpu"
         return _awaited(
             (lambda: _quickly(lowered)) if quick else lowered.compile, interrupt, 0.0
@@ -68,8 +72,7 @@ def compiled(
     seconds = 0.0 if known else time.perf_counter() - began
 
     def call(*args):
-        # Not `eqx.filter`, which takes as long as a step of a small flow.
-        return executable([x for x in jtu.tree_leaves(args) if eqx.is_array(x)])
+        return executable(_arrays(jtu.tree_leaves(args)))
 
     return call, seconds
 
@@ -89,18 +92,20 @@ def shapes(function: Callable, *args):
 
 
 def _key(function: Callable, args: tuple):
-    """What decides how a function is compiled; its arrays, their tree, and the rest."""
-    dynamic, static = eqx.partition(args, eqx.is_array)
-    leaves, treedef = jtu.tree_flatten(dynamic)
-    static_leaves, static_treedef = jtu.tree_flatten(static)
-    key = (
-        function,
-        tuple((leaf.shape, leaf.dtype, leaf.weak_type) for leaf in leaves),
-        treedef,
-        tuple((type(leaf), leaf) for leaf in static_leaves),
-        static_treedef,
+    """What decides how a function is compiled; its leaves, and their tree."""
+    # Not `eqx.partition`: for a small flow it takes as long as several steps.
+    leaves, treedef = jtu.tree_flatten(args)
+    kinds = tuple(
+        (leaf.shape, leaf.dtype, leaf.weak_type)
+        if eqx.is_array(leaf)
+        else (type(leaf), leaf)
+        for leaf in leaves
     )
-    return key, leaves, treedef, static
+    return (function, kinds, treedef), leaves, treedef
+
+
+def _arrays(leaves: list) -> list[jax.Array]:
+    return [leaf for leaf in leaves if eqx.is_array(leaf)]
 
 
 def _cached(key, make: Callable):

@@ -31,6 +31,7 @@ from ._trajectory import Trajectory
 from .diagnostics.snapshot import Snapshot
 
 Diagnostic = Callable[[Snapshot], dict[str, Array]]
+_measured_s = eqx.filter_jit(measured_s)
 
 
 def integrate(
@@ -101,7 +102,7 @@ def integrate(
     if not isinstance(problem, Problem):
         raise ValueError(f"`problem` must be a `gf.Problem`; got {type(problem)}.")
     solver = checked_solver(solver, problem, rtol, atol)
-    s0 = float(eqx.filter_jit(measured_s)(problem, problem.theta))
+    s0 = float(_measured_s(problem, problem.theta))
     saves = checked_saves(saveat, s0, to)
     warn_about_precision(problem, to)
     neglect = checked_neglect(neglect, problem, to, solver)

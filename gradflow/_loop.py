@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from ._active import Activity, fits, on_active
 from ._flow import QUADRATURES, Flow, term, vector_field
 from ._quadratures import with_quadratures
-from ._saving import pending, save
+from ._saving import no_rows, pending, save
 from ._state import (
     RUNNING,
     Carry,
@@ -84,14 +84,15 @@ def _first_step(flow: Flow, y):
 
 
 def chunk(
-    settings: Settings, carry: Carry, buffers: dict[str, Array], budget: Int[Array, ""]
+    settings: Settings, carry: Carry, budget: Int[Array, ""]
 ) -> tuple[Carry, dict[str, Array], Int[Array, ""], Int[Array, ""]]:
-    """Runs until `budget` steps or saved points, a full buffer, an end, or until steps
+    """Runs until `budget` steps or saved points, full buffers, an end, or until steps
     should take another number of examples.
 
-    **Returns:** the carry, the buffers, how many of their rows are filled, and how much
-    of the budget was spent.
+    **Returns:** the carry, buffers of saved points, how many of their rows are filled,
+    and how much of the budget was spent.
     """
+    buffers = no_rows(settings, carry)
     capacity = next(iter(buffers.values())).shape[0]
     problem = settings.flow.problem
 

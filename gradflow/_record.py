@@ -1,5 +1,6 @@
 """The record of what decides the numbers of a run."""
 
+import functools
 import hashlib
 from importlib.metadata import version
 from typing import Any
@@ -42,10 +43,15 @@ def describe(settings, to, rtol, atol, s0) -> dict[str, Any]:
         **_clock_rounding(problem, settings.saves),
         "batch_size": problem.batch_size,
         "data": digest(problem),
-        "gradflow": version("gradflow-jax"),
+        "gradflow": _version(),
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
     }
+
+
+@functools.cache
+def _version() -> str:
+    return version("gradflow-jax")
 
 
 def _clock_rounding(problem, saves) -> dict[str, Any]:

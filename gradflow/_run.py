@@ -29,7 +29,6 @@ _CODES = {
     state.STEP_LIMIT: Result.step_limit,
     state.CHATTERING: Result.chattering,
 }
-_BUFFER_ROWS = 64
 _SMALL = 1_000_000  # Bytes of buffers that are fetched whole, whatever they hold.
 _CHUNK_SECONDS = 0.5
 # Steps of the first chunk where steps are sure to be short: by examples times
@@ -113,14 +112,13 @@ class Run:
         return call
 
     def _chunks(self, carry, budget):
-        buffers = self._buffers(carry)
         expected, began = np.inf, time.perf_counter()
         compiled_for = None
         while True:
             if compiled_for != self.settings.capacity:
                 compiled_for, expected = self.settings.capacity, np.inf
                 self.call = self._compiled(
-                    loop.chunk, self.settings, carry, buffers, jnp.array(0)
+                    loop.chunk, self.settings, carry, jnp.array(0)
                 )
             if self.call is None:
                 return carry, Result.interrupted
@@ -133,7 +131,7 @@ class Run:
             tick = time.perf_counter()
             try:
                 new, filled, count, spent = wait(
-                    self.call(self.settings, carry, buffers, jnp.array(budget)),
+                    self.call(self.settings, carry, jnp.array(budget)),
                     self.interrupt,
                     expected,
                 )
@@ -159,7 +157,10 @@ class Run:
     def _with_capacity(self, carry):
         """Has steps take as many examples as are needed."""
         activity, problem = carry.activity, self.settings.flow.problem
-        capacity = fitting(problem, int(activity.needed), int(activity.capacity))
+        now = int(activity.capacity)
+        capacity = fitting(problem, int(activity.needed), now)
+        if capacity == now == self.settings.capacity:
+            return carry
         self.settings = dataclasses.replace(self.settings, capacity=capacity)
         return eqx.tree_at(
             lambda c: c.activity.capacity,
@@ -183,13 +184,6 @@ class Run:
             rows=len(self.rows),
             force=force,
         )
-
-    def _buffers(self, carry):
-        row = shapes(saving.row_at_step, self.settings, carry)
-        rows = min(_BUFFER_ROWS, self.settings.saves.shape[0])
-        # Made on the host, which compiles nothing.
-        zeros = {k: np.zeros((rows, *v.shape), v.dtype) for k, v in row.items()}
-        return jax.device_put(zeros)
 
     def _collect(self, buffers, count):
         if count == 0:
@@ -234,9 +228,7 @@ class Run:
             carry,
             (jnp.zeros_like(carry.saved), jnp.full_like(carry.result, state.RUNNING)),
         )
-        carry, filled, count, _ = self.call(
-            settings, carry, self._buffers(carry), jnp.array(1)
-        )
+        carry, filled, count, _ = self.call(settings, carry, jnp.array(1))
         self._collect(filled, int(count))
         return carry.theta_saved
 

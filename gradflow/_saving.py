@@ -10,6 +10,8 @@ from ._quadratures import with_quadratures
 from ._state import REACHED, Carry, Settings, solver_counts
 from .diagnostics.snapshot import snapshot
 
+_ROWS = 64  # As many saved points a chunk takes at most.
+
 
 def pending(saves, saved, s):
     """Whether a flow that is at `s` and has saved so many points passed more of them.
@@ -128,6 +130,14 @@ def saved_row(settings: Settings, carry: Carry, theta, quadratures) -> dict[str,
     return row
 
 
-def row_at_step(settings: Settings, carry: Carry) -> dict[str, Array]:
-    """The row of the last step's end."""
-    return saved_row(settings, carry, carry.theta(settings), carry.y[1])
+def no_rows(settings: Settings, carry: Carry) -> dict[str, Array]:
+    """Buffers for some of the saved points, one row for each."""
+
+    def row():
+        return saved_row(settings, carry, carry.theta(settings), carry.y[1])
+
+    rows = min(_ROWS, settings.saves.shape[0])
+    return {
+        name: jnp.zeros((rows, *value.shape), value.dtype)
+        for name, value in jax.eval_shape(row).items()
+    }
