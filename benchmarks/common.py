@@ -66,6 +66,25 @@ def figure(path: Path | None, columns: int, rows: int = 1):
     plt.close(drawn)
 
 
+def integrated(problem, to: float, **arguments):
+    """A flow of which nothing but the end is saved.
+
+    **Returns:** the trajectory, and the seconds that the call took, compiling apart:
+    what a user waits, of which a small flow's computing (`wall_seconds`) is a part.
+    """
+    began = time.perf_counter()
+    traj = gf.integrate(
+        problem,
+        to,
+        saveat=[to],
+        diagnostics=(),
+        progress=False,
+        throw=False,
+        **arguments,
+    )
+    return traj, time.perf_counter() - began - traj.stats["compile_seconds"]
+
+
 def wall_over_gradients(
     problem, to: float, segment: float = 0.6, seconds: float = np.inf, **arguments
 ):

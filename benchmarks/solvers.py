@@ -33,7 +33,7 @@ from scipy.interpolate import CubicSpline
 import gradflow as gf
 from gradflow._flow import measured_s
 
-from .common import figure, work, write
+from .common import figure, integrated, work, write
 from .descent import DESCENT, descent
 from .peers import SCIPY, kencarp4, scipy, torchdiffeq
 from .problems import PROBLEMS
@@ -58,29 +58,25 @@ LARGEST_DENSE = 1500
 DENSE = {"Rodas5P", "Kvaerno3", "Kvaerno5"}
 
 
-def integrated(problem, solver, to: float, budget: float, rtol: float) -> dict:
+def flow(problem, solver, to: float, budget: float, rtol: float) -> dict:
     """A Diffrax solver through `gf.integrate`; Diffrax's own in log-risk time, as the
     other libraries' are."""
-    ours = type(solver).__name__ in OURS
+    own = type(solver).__name__ in OURS
     large = problem.k > LARGEST_DENSE
-    traj = gf.integrate(
+    traj, seconds = integrated(
         problem,
         to,
         solver=solver,
         rtol=rtol,
-        saveat=[to],
-        diagnostics=(),
-        progress=False,
         max_seconds=budget,
-        throw=False,
-        neglect=float(np.finfo(problem.theta.dtype).eps) if ours and large else 0.0,
-        clock=None if ours else gf.LogRiskTime(),
+        neglect=float(np.finfo(problem.theta.dtype).eps) if own and large else 0.0,
+        clock=None if own else gf.LogRiskTime(),
     )
     counted = "gradient_evaluations" in traj.stats
     return {
         "theta": traj.theta,
         "work": work(traj.stats) if counted else None,
-        "seconds": traj.stats["wall_seconds"],
+        "seconds": seconds,
         "compile_seconds": traj.stats["compile_seconds"],
         "result": traj.result.name,
     }
@@ -134,7 +130,7 @@ def methods(problem, to: float, budget: float) -> dict[str, Callable[[float], di
     named: dict[str, Callable[[float], dict]] = {}
     for name, solver in {**OURS, **DIFFRAX}.items():
         if dense or name not in DENSE:
-            named[name] = partial(integrated, problem, solver, to, budget)
+            named[name] = partial(flow, problem, solver, to, budget)
     if dense:
         named["KenCarp4"] = partial(kencarp4, problem, to)
         for name in SCIPY:
