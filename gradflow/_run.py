@@ -91,13 +91,14 @@ class Run:
         start = self._compiled(loop.start, self.settings, once=True)
         if start is None:
             return None, 0
-        problem, tick = self.settings.flow.problem, time.perf_counter()
-        try:
-            carry = wait(start(self.settings), self.interrupt, np.inf)
-        except Interrupted:
-            return None, 0
+        problem = self.settings.flow.problem
         width = max(problem.k, problem.x.size // problem.n)
         small = problem.n * problem.k * width <= _SMALL_FLOW
+        tick = time.perf_counter()
+        try:
+            carry = wait(start(self.settings), self.interrupt, 0.0 if small else np.inf)
+        except Interrupted:
+            return None, 0
         soon = time.perf_counter() - tick < _SOON
         return carry, _FIRST_STEPS if small and soon else 1
 
@@ -117,6 +118,7 @@ class Run:
         while True:
             if compiled_for != self.settings.capacity:
                 compiled_for, expected = self.settings.capacity, np.inf
+                expected = _SOON if budget > 1 else expected
                 self.call = self._compiled(
                     loop.chunk, self.settings, carry, jnp.array(0)
                 )

@@ -10,6 +10,10 @@ from ._flow import term
 
 # Limits of the order that two tries show, and of what is left of a step's length then.
 _LEAST_ORDER, _LEAST_FACTOR = 0.1, 0.1
+_SLOW, _FAST = (
+    diffrax.PIDController(0.0, 1.0, pcoeff=pcoeff, icoeff=icoeff)
+    for pcoeff, icoeff in ((0.3, 0.3), (0.2, 0.7))
+)
 
 
 class Failure(eqx.Module):
@@ -46,8 +50,7 @@ class StepSizes(eqx.Module):
         # may be off by. So do those of explicit methods, which are rejected beyond
         # their stability.
         slowly = self.order <= 3 or isinstance(solver, diffrax.AbstractERK)
-        pcoeff, icoeff = (0.3, 0.3) if slowly else (0.2, 0.7)
-        self.pid = diffrax.PIDController(0.0, 1.0, pcoeff=pcoeff, icoeff=icoeff)
+        self.pid = _SLOW if slowly else _FAST
 
     def start(self, length: Float[Array, ""]) -> PyTree:
         """The state before the first step, which is to be of this length."""
