@@ -22,14 +22,14 @@ class Progress:
         if shown:
             self.bar = tqdm(total=float(settings.saves[-1]), bar_format=_FORMAT)
 
-    def update(self, carry, rows, seconds: float):
-        """Redraws the line after a chunk."""
+    def update(self, carry, last, seconds: float):
+        """Redraws the line after a chunk; `last` is the last saved point."""
         if self.bar is None:
             return
         s = float(carry.s)
         parts = [f"log10 L = {(self.log_n - s) / math.log(10):.4g}"]
-        if rows and "min_normalized_margin" in rows[-1]:
-            parts.append(f"margin = {float(rows[-1]['min_normalized_margin']):.4g}")
+        if "min_normalized_margin" in last:
+            parts.append(f"margin = {float(last['min_normalized_margin']):.4g}")
         counts = solver_counts(self.solver, carry.solver_state)
         work = int(counts.get("gradient_evaluations", 0))
         # A resumed run has steps behind it that this clock has not seen.

@@ -58,7 +58,8 @@ class Run:
         self.settings, self.config, self.store = settings, config, store
         self.interrupt, self.max_seconds = interrupt, max_seconds
         self.progress = Progress(progress, settings)
-        self.rows: list[dict[str, np.ndarray]] = []
+        # Saved points in blocks: arrays by name, whose first axis is the points'.
+        self.blocks: list[dict[str, np.ndarray]] = []
         self.call: Callable | None = None
         self.compile_seconds = 0.0
         self.wall_seconds = 0.0
@@ -67,7 +68,7 @@ class Run:
         """Runs to the end, from the start or from the folder's checkpoint."""
         if self.store is not None and self.store.resumable:
             carry, budget = shapes(loop.start, self.settings), 1
-            carry, self.rows, self.wall_seconds = self.store.resume(carry)
+            carry, self.blocks, self.wall_seconds = self.store.resume(carry)
         else:
             carry, budget = self._start()
         result = Result.interrupted
@@ -146,7 +147,7 @@ class Run:
             spent = max(int(spent), 1)
             budget = _next_budget(spent, elapsed, self.max_seconds)
             expected = budget * elapsed / spent
-            self.progress.update(carry, self.rows, time.perf_counter() - began)
+            self.progress.update(carry, self._last(), time.perf_counter() - began)
             self._checkpoint(carry)
 
     def _ended(self, carry) -> bool:
@@ -183,7 +184,7 @@ class Run:
         self.store.checkpoint(
             carry,
             lambda: self._trajectory(carry.theta_saved, carry, Result.interrupted),
-            rows=len(self.rows),
+            rows=sum(len(block["s"]) for block in self.blocks),
             force=force,
         )
 
@@ -193,11 +194,15 @@ class Run:
         capacity, size = next(iter(buffers.values())).shape[0], _bytes(buffers)
         if 2 * count > capacity or size < _SMALL:
             whole = jax.device_get(buffers)
-            # Copies, or each row would keep all of the buffers.
-            rows = [{k: v[i].copy() for k, v in whole.items()} for i in range(count)]
+            # Copies, or a block would keep all of the buffers.
+            self.blocks.append({k: v[:count].copy() for k, v in whole.items()})
         else:
-            rows = [jax.device_get(_row(buffers, jnp.array(i))) for i in range(count)]
-        self.rows += rows
+            rows = (_row(buffers, jnp.array(i)) for i in range(count))
+            self.blocks += [jax.device_get(row) for row in rows]
+
+    def _last(self) -> dict[str, Any]:
+        """The last saved point, empty if there is none."""
+        return {k: v[-1] for block in self.blocks[-1:] for k, v in block.items()}
 
     def _finished(self, carry, result) -> Trajectory:
         self._checkpoint(carry, force=True)
@@ -214,10 +219,8 @@ class Run:
     def _moved(self, carry) -> bool:
         """Whether the last step ended beyond the last saved point, which on a plateau
         has the same s."""
-        if not self.rows:
-            return True
-        last = self.rows[-1]
-        return bool(carry.s > last["s"]) or bool(carry.steps > last["steps"])
+        last = self._last()
+        return not last or bool(carry.s > last["s"] or carry.steps > last["steps"])
 
     def _save_here(self, carry):
         """Saves the end of the last step too; the compiled chunk does it in no time."""
@@ -238,7 +241,7 @@ class Run:
         return Trajectory.of(
             self.settings.flow.problem,
             theta,
-            _stacked(self.rows),
+            _joined(self.blocks),
             result,
             self._stats(carry),
             self.config,
@@ -276,10 +279,10 @@ def _bytes(buffers) -> int:
 
 @jax.jit
 def _row(buffers, i):
-    return {k: v[i] for k, v in buffers.items()}
+    return {k: jax.lax.dynamic_slice_in_dim(v, i, 1) for k, v in buffers.items()}
 
 
-def _stacked(rows) -> dict[str, np.ndarray]:
-    if not rows:
+def _joined(blocks) -> dict[str, np.ndarray]:
+    if not blocks:
         return {"s": np.zeros(0), "log_risk": np.zeros(0)}
-    return {k: np.stack([row[k] for row in rows]) for k in rows[0]}
+    return {k: np.concatenate([block[k] for block in blocks]) for k in blocks[0]}

@@ -45,7 +45,7 @@ class RunFolder:
         return self.path.exists()
 
     def resume(self, like):
-        """Carry, saved rows and seconds of the checkpoint.
+        """Carry, blocks of saved points and seconds of the checkpoint.
 
         **Raises:** `ValueError` for one of another configuration, a damaged one, or one
         of another version whose carry differs.
@@ -73,8 +73,8 @@ class RunFolder:
         if not count:
             return carry, [], header["wall_seconds"]
         saved = Trajectory.load(self.folder / "trajectory.nc")
-        rows = [{k: v[i] for k, v in saved.items()} for i in range(count)]
-        return carry, rows, header["wall_seconds"]
+        block = {k: v[:count] for k, v in saved.items()}
+        return carry, [block], header["wall_seconds"]
 
     def _unreadable(self, what, error) -> ValueError:
         return ValueError(
