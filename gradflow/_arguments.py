@@ -196,13 +196,12 @@ def _separate(problem: Problem) -> bool:
 def warn_about_precision(problem: Problem, to: float | int):
     """Warns where rounding alone moves the weights by more than a thousandth."""
     eps, dtype = problem.rounding, problem.theta.dtype
-    s = jnp.asarray(float(to))
-    rounding = float(problem.clock_rounding(s))
+    margin = float(to)
+    rounding = float(problem.clock_rounding(margin))
     if rounding <= 1e-3:
         return
-    margin = float(to)
     if not problem.loss.exponential_tail:
-        margin = float(problem.loss.inverse(jnp.log(problem.n) - s))
+        margin = float(problem.loss.inverse(jnp.log(problem.n) - margin))
     if eps > float(jnp.finfo(dtype).eps):
         where = f"With a network rounded to {eps:.1e} by `gf.models.InPrecision`"
         remedy = "Use a higher precision there, or leave it out."

@@ -31,7 +31,6 @@ from ._trajectory import Trajectory
 from .diagnostics.snapshot import Snapshot
 
 Diagnostic = Callable[[Snapshot], dict[str, Array]]
-_measured_s = eqx.filter_jit(measured_s)
 
 
 def integrate(
@@ -102,7 +101,7 @@ def integrate(
     if not isinstance(problem, Problem):
         raise ValueError(f"`problem` must be a `gf.Problem`; got {type(problem)}.")
     solver = checked_solver(solver, problem, rtol, atol)
-    s0 = float(_measured_s(problem, problem.theta))
+    s0, log_loss_at_zero = map(float, _beginning(problem))
     saves = checked_saves(saveat, s0, to)
     warn_about_precision(problem, to)
     neglect = checked_neglect(neglect, problem, to, solver)
@@ -112,12 +111,13 @@ def integrate(
         max_steps=max_steps, patience=patience, max_seconds=max_seconds
     )
     rho = float(np.linalg.norm(np.asarray(problem.theta)))
+    absolute = 0.0 if atol is None else float(atol)
     settings = Settings(
         flow=Flow(problem, clock.at_start(rho, problem.degree)),
         solver=solver,
         step_sizes=StepSizes(solver),
         rtol=jnp.asarray(rtol, problem.theta.dtype),
-        atol=jnp.asarray(0.0 if atol is None else atol, problem.theta.dtype),
+        atol=jnp.asarray(absolute, problem.theta.dtype),
         saves=jnp.asarray(saves, problem.theta.dtype),
         max_steps=jnp.asarray(limits["max_steps"]),
         patience=jnp.asarray(limits["patience"]),
@@ -125,7 +125,14 @@ def integrate(
         capacity=problem.n,
         diagnostics=diagnostics,
     )
-    config = describe(settings, to, rtol, atol, s0)
+    config = describe(
+        settings,
+        to=float(to),
+        s0=s0,
+        rtol=float(rtol),
+        atol=absolute,
+        log_loss_at_zero=log_loss_at_zero,
+    )
     store = None if folder is None else RunFolder(folder, config)
     with listening() as interrupt:
         run = Run(settings, config, store, interrupt, progress, max_seconds)
@@ -134,3 +141,10 @@ def integrate(
     if throw and trajectory.result in failed:
         raise FlowError(trajectory)
     return trajectory
+
+
+@eqx.filter_jit  # In one program: single operations take as long as a small flow.
+def _beginning(problem: Problem):
+    """Where a flow starts: its s, and ln l(0), below which all margins are positive."""
+    at_zero = problem.loss.log_loss(jnp.zeros(()))
+    return measured_s(problem, problem.theta), at_zero

@@ -281,15 +281,18 @@ class Problem(eqx.Module):
         r"""$s = \ln(n/L)$, dtype of `log_risk`."""
         return jnp.log(self.n).astype(log_risk.dtype) - log_risk
 
-    def clock_rounding(self, s: Float[Array, "..."]) -> Float[Array, "..."]:
+    def clock_rounding(
+        self, s: Float[Array, "..."] | float
+    ) -> Float[Array, "..."] | float:
         r"""By how much rounding of the margins moves $s$, elementwise.
 
         It is $\epsilon\,\lvert\alpha\,\ell'(\alpha)/\ell(\alpha)\rvert$ with the
         smoothed margin $\alpha$ and `rounding` $\epsilon$: about $\epsilon s$ for
         exponential tails, but $2\epsilon/\sqrt L$ where margins tend to one.
         """
-        size = jnp.abs(s)
+        size = abs(s)
         if not self.loss.exponential_tail:
+            s = jnp.asarray(s)
             log_risk = jnp.log(self.n).astype(s.dtype) - s
             slope = self.loss.slope_at_risk(log_risk)
             size = jnp.maximum(size, jnp.abs(self.loss.inverse(log_risk) * slope))

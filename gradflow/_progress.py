@@ -22,11 +22,11 @@ class Progress:
         if shown:
             self.bar = tqdm(total=float(settings.saves[-1]), bar_format=_FORMAT)
 
-    def update(self, carry, last, seconds: float):
-        """Redraws the line after a chunk; `last` is the last saved point."""
+    def update(self, carry, points, seconds: float):
+        """Redraws the line after a chunk; `points` are those saved so far."""
         if self.bar is None:
             return
-        s = float(carry.s)
+        s, last = float(carry.s), points.last()
         parts = [f"log10 L = {(self.log_n - s) / math.log(10):.4g}"]
         if "min_normalized_margin" in last:
             parts.append(f"margin = {float(last['min_normalized_margin']):.4g}")

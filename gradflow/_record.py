@@ -7,28 +7,23 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ._problem import Problem
 
 
-def describe(settings, to, rtol, atol, s0) -> dict[str, Any]:
+def describe(settings, **numbers: float) -> dict[str, Any]:
     """Everything that decides the numbers of a run, and when it is given up, as JSON
-    values."""
+    values; `numbers` are those that `settings` do not hold, or in another precision."""
     problem = settings.flow.problem
     return {
-        "to": float(to),
-        "s0": s0,
-        "rtol": float(rtol),
-        "atol": 0.0 if atol is None else float(atol),
+        **numbers,
         "neglect": settings.neglect,
         "patience": int(settings.patience),
         "saves": np.asarray(settings.saves).tolist(),
         "solver": _text(settings.solver),
         "clock": _text(settings.flow.clock),
         "loss": _text(problem.loss),
-        "log_loss_at_zero": float(_log_loss_at_zero(problem.loss)),
         "diagnostics": [
             getattr(d, "__qualname__", type(d).__name__) for d in settings.diagnostics
         ],
@@ -59,11 +54,6 @@ def _clock_rounding(problem, saves) -> dict[str, Any]:
     if problem.loss.exponential_tail:
         return {}
     return {"clock_rounding": np.asarray(problem.clock_rounding(saves)).tolist()}
-
-
-@eqx.filter_jit  # At once: as single operations it takes three times as long.
-def _log_loss_at_zero(loss):
-    return loss.log_loss(jnp.zeros(()))
 
 
 def _classes(problem) -> int:

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from . import _loop as loop, _saving as saving, _state as state
 from ._active import fitting
 from ._compile import Interrupt, Interrupted, compiled, shapes, wait
+from ._points import Points
 from ._progress import Progress
 from ._results import Result
 from ._trajectory import Trajectory
@@ -29,7 +29,6 @@ _CODES = {
     state.STEP_LIMIT: Result.step_limit,
     state.CHATTERING: Result.chattering,
 }
-_SMALL = 1_000_000  # Bytes of buffers that are fetched whole, whatever they hold.
 _CHUNK_SECONDS = 0.5
 # Steps of the first chunk where steps are sure to be short: by examples times
 # parameters times parameters or features, and by the seconds of what comes before the
@@ -58,8 +57,7 @@ class Run:
         self.settings, self.config, self.store = settings, config, store
         self.interrupt, self.max_seconds = interrupt, max_seconds
         self.progress = Progress(progress, settings)
-        # Saved points in blocks: arrays by name, whose first axis is the points'.
-        self.blocks: list[dict[str, np.ndarray]] = []
+        self.points = Points()
         self.call: Callable | None = None
         self.compile_seconds = 0.0
         self.wall_seconds = 0.0
@@ -68,7 +66,7 @@ class Run:
         """Runs to the end, from the start or from the folder's checkpoint."""
         if self.store is not None and self.store.resumable:
             carry, budget = shapes(loop.start, self.settings), 1
-            carry, self.blocks, self.wall_seconds = self.store.resume(carry)
+            carry, self.wall_seconds = self.store.resume(carry, self.points)
         else:
             carry, budget = self._start()
         result = Result.interrupted
@@ -114,12 +112,13 @@ class Run:
         return call
 
     def _chunks(self, carry, budget):
-        expected, began = np.inf, time.perf_counter()
-        compiled_for = None
+        # A first chunk of more than one step is sure to be short.
+        expected = _SOON if budget > 1 else np.inf
+        began, compiled_for = time.perf_counter(), None
         while True:
             if compiled_for != self.settings.capacity:
-                compiled_for, expected = self.settings.capacity, np.inf
-                expected = _SOON if budget > 1 else expected
+                expected = expected if compiled_for is None else np.inf
+                compiled_for = self.settings.capacity
                 self.call = self._compiled(
                     loop.chunk, self.settings, carry, jnp.array(0)
                 )
@@ -142,20 +141,20 @@ class Run:
                 return carry, Result.interrupted
             elapsed = time.perf_counter() - tick
             self.wall_seconds += elapsed
-            self._collect(filled, int(count))
+            self.points.collect(filled, int(count))
             carry = self._with_capacity(new)
             spent = max(int(spent), 1)
             budget = _next_budget(spent, elapsed, self.max_seconds)
             expected = budget * elapsed / spent
-            self.progress.update(carry, self._last(), time.perf_counter() - began)
+            self.progress.update(carry, self.points, time.perf_counter() - began)
             self._checkpoint(carry)
 
     def _ended(self, carry) -> bool:
         if int(carry.result) == state.RUNNING:
             return False
         # On the host, which compiles nothing.
-        at = jax.device_get((self.settings.saves, carry.saved, carry.s))
-        return not saving.pending(*at)
+        at = (self.settings.saves, carry.saved, carry.s)
+        return not saving.pending(*map(np.asarray, at))
 
     def _with_capacity(self, carry):
         """Has steps take as many examples as are needed."""
@@ -184,25 +183,9 @@ class Run:
         self.store.checkpoint(
             carry,
             lambda: self._trajectory(carry.theta_saved, carry, Result.interrupted),
-            rows=sum(len(block["s"]) for block in self.blocks),
+            points=len(self.points),
             force=force,
         )
-
-    def _collect(self, buffers, count):
-        if count == 0:
-            return
-        capacity, size = next(iter(buffers.values())).shape[0], _bytes(buffers)
-        if 2 * count > capacity or size < _SMALL:
-            whole = jax.device_get(buffers)
-            # Copies, or a block would keep all of the buffers.
-            self.blocks.append({k: v[:count].copy() for k, v in whole.items()})
-        else:
-            rows = (_row(buffers, jnp.array(i)) for i in range(count))
-            self.blocks += [jax.device_get(row) for row in rows]
-
-    def _last(self) -> dict[str, Any]:
-        """The last saved point, empty if there is none."""
-        return {k: v[-1] for block in self.blocks[-1:] for k, v in block.items()}
 
     def _finished(self, carry, result) -> Trajectory:
         self._checkpoint(carry, force=True)
@@ -219,7 +202,7 @@ class Run:
     def _moved(self, carry) -> bool:
         """Whether the last step ended beyond the last saved point, which on a plateau
         has the same s."""
-        last = self._last()
+        last = self.points.last()
         return not last or bool(carry.s > last["s"] or carry.steps > last["steps"])
 
     def _save_here(self, carry):
@@ -234,14 +217,14 @@ class Run:
             (jnp.zeros_like(carry.saved), jnp.full_like(carry.result, state.RUNNING)),
         )
         carry, filled, count, _ = self.call(settings, carry, jnp.array(1))
-        self._collect(filled, int(count))
+        self.points.collect(filled, int(count))
         return carry.theta_saved
 
     def _trajectory(self, theta, carry, result) -> Trajectory:
         return Trajectory.of(
             self.settings.flow.problem,
             theta,
-            _joined(self.blocks),
+            self.points.joined(),
             result,
             self._stats(carry),
             self.config,
@@ -271,18 +254,3 @@ def _next_budget(spent: int, elapsed: float, max_seconds: float | None) -> int:
     # Few steps tell little about many.
     most = min(64 * spent, 100_000)
     return int(np.clip(spent * target / max(elapsed, 1e-4), 1, most))
-
-
-def _bytes(buffers) -> int:
-    return sum(buffer.nbytes for buffer in buffers.values())
-
-
-@jax.jit
-def _row(buffers, i):
-    return {k: jax.lax.dynamic_slice_in_dim(v, i, 1) for k, v in buffers.items()}
-
-
-def _joined(blocks) -> dict[str, np.ndarray]:
-    if not blocks:
-        return {"s": np.zeros(0), "log_risk": np.zeros(0)}
-    return {k: np.concatenate([block[k] for block in blocks]) for k in blocks[0]}

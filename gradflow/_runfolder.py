@@ -44,8 +44,8 @@ class RunFolder:
         """Whether the folder holds a checkpoint."""
         return self.path.exists()
 
-    def resume(self, like):
-        """Carry, blocks of saved points and seconds of the checkpoint.
+    def resume(self, like, points):
+        """Carry and seconds of the checkpoint, whose saved points go to `points`.
 
         **Raises:** `ValueError` for one of another configuration, a damaged one, or one
         of another version whose carry differs.
@@ -69,12 +69,10 @@ class RunFolder:
         if int(carry.result) == STEP_LIMIT or (given_up and more):
             running = jnp.full_like(carry.result, RUNNING)
             carry = eqx.tree_at(lambda c: c.result, carry, running)
-        count = header["rows"]
-        if not count:
-            return carry, [], header["wall_seconds"]
-        saved = Trajectory.load(self.folder / "trajectory.nc")
-        block = {k: v[:count] for k, v in saved.items()}
-        return carry, [block], header["wall_seconds"]
+        if count := header["rows"]:
+            saved = Trajectory.load(self.folder / "trajectory.nc")
+            points.blocks.append({k: v[:count] for k, v in saved.items()})
+        return carry, header["wall_seconds"]
 
     def _unreadable(self, what, error) -> ValueError:
         return ValueError(
@@ -95,7 +93,7 @@ class RunFolder:
                 "of that run."
             )
 
-    def checkpoint(self, carry, trajectory, *, rows: int, force: bool = False):
+    def checkpoint(self, carry, trajectory, *, points: int, force: bool = False):
         """Writes both files, but spends at most a twentieth of the time on it.
 
         `trajectory` is a function that makes one, called only when files are written.
@@ -107,7 +105,7 @@ class RunFolder:
         self.save(made)
         header = {
             "config": self.config,
-            "rows": rows,
+            "rows": points,
             "wall_seconds": made.stats["wall_seconds"],
         }
         beside = self.path.with_name(self.path.name + ".new")

@@ -65,8 +65,9 @@ class Carry(eqx.Module):
 
 def solver_counts(solver, state) -> dict[str, Array]:
     """Work done so far, from a solver of ours, or nothing (then counted per step)."""
-    counts = getattr(solver, "counts", None)
-    return {} if counts is None else counts(state)
+    # Of its class: Equinox takes as long to bind a method as a small flow to step.
+    counts = getattr(type(solver), "counts", None)
+    return {} if counts is None else counts(solver, state)
 
 
 def evaluations_per_step(solver) -> int | None:
