@@ -61,7 +61,9 @@ def compiled(
             filled = [next(given) if leaf is None else leaf for leaf in constants]
             return function(*jtu.tree_unflatten(treedef, filled))
 
-        lowered = jax.jit(flat).lower(_arrays(leaves))
+        # Accelerators would round float32 factors of products to ten or eight bits.
+        with jax.default_matmul_precision("highest"):
+            lowered = jax.jit(flat).lower(_arrays(leaves))
         quick = once and jax.default_backend() == "cpu"
         return _awaited(
             (lambda: _quickly(lowered)) if quick else lowered.compile, interrupt, 0.0

@@ -102,6 +102,9 @@ def outputs(
     """The network's output for each example in `x`.
 
     Compiled by itself so that JAX goes through the network once for all functions that
-    call it on so many examples, and differentiates what it found.
+    call it on so many examples, and differentiates what it found. Products, and those
+    of its derivatives, are in the full precision of their dtype: accelerators would
+    round float32 factors to ten or eight bits.
     """
-    return jax.vmap(network(layout, frozen, theta), axis_name="batch")(x)
+    with jax.default_matmul_precision("highest"):
+        return jax.vmap(network(layout, frozen, theta), axis_name="batch")(x)

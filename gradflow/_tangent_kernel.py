@@ -58,7 +58,7 @@ def gram(rows: Callable[[slice], Any], count: int, batch_size: int):
         first = rows(part)
         for b in range(a, len(parts)):
             second = first if a == b else rows(parts[b])
-            kernel[a][b] = first @ second.T
+            kernel[a][b] = jnp.matmul(first, second.T, precision="highest")
             kernel[b][a] = kernel[a][b].T
     return jnp.block(kernel)
 

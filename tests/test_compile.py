@@ -2,10 +2,13 @@
 
 import threading
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import gradflow as gf
 from gradflow import _compile
 from gradflow._compile import Interrupt, Interrupted, compiled, wait
 
@@ -41,3 +44,39 @@ def test_waiting_ends_soon_after_an_interrupt_and_passes_errors_on():
     with pytest.raises(Interrupted):  # Though the work goes on.
         _compile._awaited(released.wait, interrupt, grace=0.1)
     released.set()
+
+
+class _Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "solver", [gf.solvers.DeflatedRKC2(), gf.solvers.Rodas5P(), gf.solvers.RKC2()]
+)
+def test_products_are_in_full_precision(solver, monkeypatch):
+    # Accelerators round float32 factors to ten or eight bits by default, which a CPU
+    # does not show; what it compiles says so.
+    layers = [
+        eqx.nn.Conv2d(1, 2, 3, use_bias=False, key=jax.random.key(0)),
+        eqx.nn.Lambda(jnp.ravel),
+        eqx.nn.Linear(32, 1, use_bias=False, key=jax.random.key(1)),
+    ]
+    model = eqx.nn.Sequential(layers)
+    x = jax.random.normal(jax.random.key(1), (4, 1, 6, 6))
+    problem = gf.Problem(model, x, np.array([-1, 1, -1, 1]))
+    gradient = jax.jit(lambda theta: problem.log_risk_and_direction(theta))
+    texts = [gradient.lower(problem.theta).as_text()]
+    real = jax.stages.Lowered.compile
+
+    def recorded(lowered, *args, **kwargs):
+        texts.append(lowered.as_text())
+        if len(texts) == 3:
+            raise _Stop
+        return real(lowered, *args, **kwargs)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", recorded)
+    with pytest.raises(_Stop):
+        gf.integrate(problem, 3.0, solver=solver, progress=False)
+    for text in texts:  # Of a gradient, of what starts a flow, and of its steps.
+        assert "convolution" in text and "dot_general" in text
+        assert "HIGHEST" in text and "DEFAULT" not in text

@@ -61,7 +61,7 @@ def snapshot(
         log_risk=log_risk,
         direction=direction,
         rho=jnp.linalg.norm(theta),
-        radial=jnp.vdot(theta, direction),
+        radial=jnp.vdot(theta, direction, precision="highest"),
         clock=quadratures[0],
         time=quadratures[1],
         path_length=quadratures[2],

@@ -14,7 +14,8 @@ class InPrecision(eqx.Module):
     way back; margins, risk and the solver's state stay in the parameters' precision.
     Rounding makes margins noisy: an error of `eps` times the margin, which at risk
     $e^{-s}$ is an error of about `eps * s` in $s$. `Problem.rounding` is that `eps`,
-    and steps and certificates allow for it.
+    and steps and certificates allow for it. Products of matrices are in the full
+    precision of `dtype`, also on accelerators, which would round float32 by default.
 
     **Arguments:**
 
