@@ -34,8 +34,8 @@ class Trajectory(Mapping[str, np.ndarray]):
         `factorizations`, `passes` (the work in passes forward and backward over all
         examples: evaluations, and products as two, each on the examples that the step
         took), `neglected` (largest share of the risk that a step left out),
-        `wall_seconds` (computing) and `compile_seconds`; a count that a solver does not
-        report is absent.
+        `wall_seconds` (computing: a call takes some milliseconds more) and
+        `compile_seconds`; a count that a solver does not report is absent.
     - `config`: settings, sizes, versions and a digest of data and parameters.
     """
 
