@@ -48,10 +48,10 @@ def ours(problem, to, solver, rtol, clock=None):
     """A flow through `gf.integrate`: seconds of the call and of its computing, and the
     parameters on the way."""
 
-    how = {"solver": solver, "clock": clock, "rtol": rtol}
+    how = {"solver": solver, "clock": clock, "rtol": rtol, "max_seconds": 20.0}
 
     def seconds():
-        traj, took = integrated(problem, to, max_seconds=20.0, **how)
+        traj, took = integrated(problem, to, **how)
         return took, traj.stats["wall_seconds"]
 
     def path():

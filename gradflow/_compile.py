@@ -86,13 +86,6 @@ def _quickly(lowered):
         return lowered.compile()
 
 
-def shapes(function: Callable, *args):
-    """What `function` would return for arguments of this structure, without values;
-    traced once per process."""
-    key, *_ = _key(function, args)
-    return _cached(("shapes", *key), lambda: eqx.filter_eval_shape(function, *args))
-
-
 def _key(function: Callable, args: tuple):
     """What decides how a function is compiled; its leaves, and their tree."""
     # Not `eqx.partition`: for a small flow it takes as long as several steps.

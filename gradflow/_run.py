@@ -14,7 +14,7 @@ import numpy as np
 
 from . import _loop as loop, _saving as saving, _state as state
 from ._active import fitting
-from ._compile import Interrupt, Interrupted, compiled, shapes, wait
+from ._compile import Interrupt, Interrupted, compiled, wait
 from ._points import Points
 from ._progress import Progress
 from ._results import Result
@@ -65,7 +65,7 @@ class Run:
     def go(self) -> Trajectory:
         """Runs to the end, from the start or from the folder's checkpoint."""
         if self.store is not None and self.store.resumable:
-            carry, budget = shapes(loop.start, self.settings), 1
+            carry, budget = eqx.filter_eval_shape(loop.start, self.settings), 1
             carry, self.wall_seconds = self.store.resume(carry, self.points)
         else:
             carry, budget = self._start()
