@@ -1,11 +1,11 @@
 """Checks of second derivatives at the end of a trajectory."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ._check import Check, after_separation, at_most, clock_rounding, eps_of, near
+from ._compile import jitted
 from ._losses import Exponential, Logistic
 from .diagnostics.potentials import potentials
 
@@ -54,7 +54,7 @@ def hessian_along_theta(traj, final) -> Check | None:
     return near("Hessian along theta", value, 0.0, tolerance, source)
 
 
-@eqx.filter_jit
+@jitted
 def _along_theta(problem, theta):
     def slope_of(outputs):
         return jax.grad(problem.loss.log_risk)(outputs, problem.y)

@@ -5,7 +5,6 @@ Each compares a number of the trajectory with one found in another way.
 
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +16,7 @@ from ._certificate_oracles import oracle_checks
 from ._certificate_rates import norm_rate, risk_rate
 from ._certificate_robustness import boundary_distance
 from ._check import Check, after_separation, at_most, clock_rounding, eps_of, near
+from ._compile import jitted
 from ._losses import CrossEntropy, Exponential, Logistic
 from ._problem import Problem
 from .diagnostics.common import point
@@ -110,7 +110,7 @@ def _gradient(traj, final):
     for direction in (snap.direction, random):
         unit = direction / jnp.linalg.norm(direction)
         found, uncertain = _slope(final, unit, 1 / size)
-        exact = -float(jnp.vdot(snap.direction, unit))
+        exact = -float(np.vdot(snap.direction, unit))
         worst = max(worst, abs(found - exact) / size)
         error = max(error, uncertain / size)
     if not error <= 1e-3:
@@ -142,7 +142,7 @@ def _slope(final, unit, longest) -> tuple[float, float]:
     return best
 
 
-@eqx.filter_jit
+@jitted
 def _log_risk(problem, theta):
     return problem.log_risk(theta)
 

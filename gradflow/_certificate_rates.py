@@ -3,10 +3,10 @@
 `final`: the end of the trajectory, evaluated anew (`Final`).
 """
 
-import equinox as eqx
 import numpy as np
 
 from ._check import Check, after_separation, near
+from ._compile import jitted
 from .diagnostics.support import direction_norm
 
 
@@ -24,7 +24,7 @@ def norm_rate(traj, final) -> Check | None:
         return None
     s, (rho, cosine, beta, alpha) = traj.s[decade], (traj[n][decade] for n in names)
     degree = final.problem.degree
-    slope = np.asarray(eqx.filter_jit(final.problem.loss.log_slope)(alpha))
+    slope = np.asarray(jitted(final.problem.loss.log_slope)(alpha))
     expected = 1 / degree
     slopes = s * cosine**2 / (degree * beta * slope)
     tolerance = np.max(np.abs(slopes - expected)) + 10 * traj.config["rtol"]

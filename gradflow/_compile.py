@@ -1,6 +1,7 @@
-"""Ahead-of-time compilation with a cache: compiling is timed and interruptible."""
+"""Compilation in full precision; ahead of time with a cache, timed, interruptible."""
 
 import collections
+import functools
 import time
 from collections.abc import Callable
 from concurrent import futures
@@ -22,6 +23,18 @@ _ONCE = {
     "xla_llvm_disable_expensive_passes": True,
     "xla_cpu_use_fusion_emitters": False,
 }
+
+
+def jitted(function: Callable) -> Any:
+    """`eqx.filter_jit` in the full precision of dtypes: accelerators would round
+    float32 factors of matrix products and convolutions to ten or eight bits."""
+
+    @functools.wraps(function)
+    def precise(*args, **kwargs):
+        with jax.default_matmul_precision("highest"):
+            return function(*args, **kwargs)
+
+    return eqx.filter_jit(precise)
 
 
 class Interrupt:
@@ -61,8 +74,7 @@ def compiled(
             filled = [next(given) if leaf is None else leaf for leaf in constants]
             return function(*jtu.tree_unflatten(treedef, filled))
 
-        # Accelerators would round float32 factors of products to ten or eight bits.
-        with jax.default_matmul_precision("highest"):
+        with jax.default_matmul_precision("highest"):  # As in `jitted`.
             lowered = jax.jit(flat).lower(_arrays(leaves))
         quick = once and jax.default_backend() == "cpu"
         return _awaited(

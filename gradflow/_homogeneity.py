@@ -7,11 +7,11 @@ noise of the same size: zero weights or zero biases would satisfy the identity e
 
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from ._compile import jitted
 from ._parameters import Layout, outputs
 
 _EXAMPLES = 32  # Euler's identity is tested on this many examples.
@@ -53,7 +53,7 @@ class Probe(NamedTuple):
         return np.concatenate(values), np.concatenate(radials)
 
 
-@eqx.filter_jit
+@jitted
 def _outputs(layout, frozen, theta, direction, x):
     return jax.jvp(
         lambda theta: outputs(layout, frozen, theta, x), (theta,), (direction,)

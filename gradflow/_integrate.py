@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -19,6 +18,7 @@ from ._arguments import (
     warn_about_precision,
 )
 from ._clocks import AbstractClock
+from ._compile import jitted
 from ._flow import Flow, measured_s
 from ._problem import Problem
 from ._record import describe
@@ -143,7 +143,7 @@ def integrate(
     return trajectory
 
 
-@eqx.filter_jit  # In one program: single operations take as long as a small flow.
+@jitted  # In one program: single operations take as long as a small flow.
 def _beginning(problem: Problem):
     """Where a flow starts: its s, and ln l(0), below which all margins are positive."""
     at_zero = problem.loss.log_loss(jnp.zeros(()))

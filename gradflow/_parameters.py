@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Float, Num, PyTree
 
+from ._compile import jitted
+
 
 class Fixed(eqx.Module):
     """A constant inside a model (say, fixed output signs): never trained.
@@ -95,16 +97,14 @@ def network(layout: Layout, frozen: PyTree, theta: Float[Array, " k"]) -> Any:
     )
 
 
-@eqx.filter_jit
+@jitted
 def outputs(
     layout: Layout, frozen: PyTree, theta: Float[Array, " k"], x: Array
 ) -> Array:
     """The network's output for each example in `x`.
 
     Compiled by itself so that JAX goes through the network once for all functions that
-    call it on so many examples, and differentiates what it found. Products, and those
-    of its derivatives, are in the full precision of their dtype: accelerators would
-    round float32 factors to ten or eight bits.
+    call it on so many examples, and differentiates what it found: its derivatives are
+    in full precision, too.
     """
-    with jax.default_matmul_precision("highest"):
-        return jax.vmap(network(layout, frozen, theta), axis_name="batch")(x)
+    return jax.vmap(network(layout, frozen, theta), axis_name="batch")(x)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -12,6 +11,7 @@ from jaxtyping import Array, Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ._compile import jitted
 from ._problem import Problem
 from .diagnostics.common import refuse_coupled
 from .diagnostics.layers import neurons
@@ -137,7 +137,7 @@ def _margin_directions(problem, models, example):
     return (flat / np.where(norms > 0, norms, 1)).reshape(grads.shape)
 
 
-@eqx.filter_jit
+@jitted
 def _input_gradients(problem, thetas, x, y):
     def margin(x, theta):
         out = problem.outputs(theta, x[None])[0]

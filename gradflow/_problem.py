@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num, PyTree
 
+from ._compile import jitted
 from ._homogeneity import Probe, check_degree, declared_layers, measured_layers
 from ._losses import AbstractLoss, CrossEntropy, Logistic
 from ._parameters import Fixed, Layout, network, outputs
@@ -357,7 +358,7 @@ class Problem(eqx.Module):
 
 
 # At once: array by array it takes as long as two steps of a small flow.
-_network = eqx.filter_jit(network)
+_network = jitted(network)
 
 
 def _has(model, kind) -> bool:

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ._compile import jitted
 from ._problem import Problem
 from .diagnostics.common import refuse_coupled
 
@@ -63,7 +63,7 @@ def gram(rows: Callable[[slice], Any], count: int, batch_size: int):
     return jnp.block(kernel)
 
 
-@eqx.filter_jit
+@jitted
 def _rows(problem, theta, x, y):
     def margin(theta, x, y):
         return problem.loss.margin(problem.outputs(theta, x[None])[0], y)

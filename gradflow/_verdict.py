@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from ._compile import jitted
 from ._problem import Problem
 from ._results import Result
 from ._state import (
@@ -55,7 +56,7 @@ def seen_from_the_gradient(
     return Result.stationary if change < _SMALL else result
 
 
-@eqx.filter_jit
+@jitted
 def _from(problem, theta):
     """ln(n/L); its change over a distance of theta's own size (1 where that is less),
     to first order; and by how much it grows at most along its gradient within that."""

@@ -10,7 +10,8 @@ import pytest
 
 import gradflow as gf
 from gradflow import _compile
-from gradflow._compile import Interrupt, Interrupted, compiled, wait
+from gradflow._compile import Interrupt, Interrupted, compiled, jitted, wait
+from gradflow.diagnostics.potentials import _potentials
 
 
 def _sums(x):
@@ -79,4 +80,14 @@ def test_products_are_in_full_precision(solver, monkeypatch):
         gf.integrate(problem, 3.0, solver=solver, progress=False)
     for text in texts:  # Of a gradient, of what starts a flow, and of its steps.
         assert "convolution" in text and "dot_general" in text
+        assert "HIGHEST" in text and "DEFAULT" not in text
+
+
+def test_what_is_compiled_apart_is_in_full_precision_too():
+    model = gf.models.MLP((3, 4, 1), key=jax.random.key(0))
+    problem = gf.Problem(model, np.eye(3), np.array([-1, 1, 1]))
+    for text in (
+        jitted(lambda a: a @ a).lower(jnp.eye(2)).as_text(),
+        _potentials.lower(problem, problem.theta, 2.0).as_text(),
+    ):
         assert "HIGHEST" in text and "DEFAULT" not in text

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .._compile import jitted
 from .._problem import Problem
 from .common import is_multiclass
 
@@ -80,7 +81,7 @@ def _foolbox() -> ModuleType:
 def _logits(model):
     """One output for each class; labels -1 and 1 are the classes 0 and 1."""
 
-    @jax.jit
+    @jitted
     def logits(x):
         out = jax.vmap(lambda z: jax.vmap(model, axis_name="batch")(z[None])[0])(x)
         if is_multiclass(out):

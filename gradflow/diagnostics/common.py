@@ -2,12 +2,12 @@
 
 import math
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from .._compile import jitted
 from .._problem import Problem
 from .snapshot import Snapshot, snapshot
 
@@ -24,13 +24,13 @@ def need_degree(problem: Problem, what: str) -> float:
     return problem.degree
 
 
-@eqx.filter_jit
+@jitted
 def point(problem: Problem, theta: Float[Array, " k"]) -> Snapshot:
     """The snapshot at `theta`, compiled."""
     return snapshot(problem, theta)
 
 
-@eqx.filter_jit
+@jitted
 def all_outputs(problem: Problem, theta: Float[Array, " k"]) -> Float[Array, "n ..."]:
     """`problem.outputs`, compiled."""
     return problem.outputs(theta)
@@ -87,7 +87,7 @@ def margin_gradients(
     return np.concatenate(rows) if rows else np.zeros((0, problem.k))
 
 
-@eqx.filter_jit
+@jitted
 def _gradient_rows(problem, theta, index, classes):
     def gap(theta, x, y, j):
         out = problem.outputs(theta, x[None])[0]
@@ -124,7 +124,7 @@ def refuse_coupled(
     _check_uncoupled(problem, theta, index, alone)
 
 
-@eqx.filter_jit
+@jitted
 def _outputs_alone(problem, theta, index):
     return jax.vmap(lambda x: problem.outputs(theta, x[None])[0])(problem.x[index])
 

@@ -15,6 +15,7 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, Bool, Float, Int
 from scipy.optimize import nnls
 
+from .._compile import jitted
 from .._problem import Problem
 from .common import (
     constraint_values,
@@ -164,7 +165,7 @@ def kkt(
     )
 
 
-@eqx.filter_jit
+@jitted
 def _loss_weight(
     snap: Snapshot, values: Float[Array, "n ..."]
 ) -> Float[Array, "n ..."]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._compile import jitted
 from .._problem import Problem
 from .common import need_degree, point
 from .snapshot import dual, smoothed_margin_slope
@@ -77,7 +78,7 @@ def potentials(problem: Problem, model: Any) -> Potentials:
     return _potentials(problem, problem.theta_of(model), degree)
 
 
-@eqx.filter_jit
+@jitted
 def _potentials(problem, theta, degree):
     snap = point(problem, theta)
     rho, slope = snap.rho, smoothed_margin_slope(snap)

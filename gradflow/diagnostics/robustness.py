@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .._compile import jitted
 from .._problem import Problem
 from .attacks import carlini_wagner
 from .common import refuse_coupled
@@ -161,7 +162,7 @@ def _nearer(x, distances, nearest, moved):
     return np.where(nearer, gaps, distances), np.where(mask, moved, nearest)
 
 
-@eqx.filter_jit
+@jitted
 def _search(problem, theta, xs, ys, bounds, starts, steps, batch_size):
     def margin(z, label):
         return problem.loss.margin(problem.outputs(theta, z[None])[0], label)

@@ -11,6 +11,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 from scipy.sparse.linalg import LinearOperator, eigs, eigsh
 
+from .._compile import jitted
 from .._problem import Problem
 from .common import point
 
@@ -119,12 +120,12 @@ def _log_risk_time_field(problem, theta):
     return direction / jnp.vdot(direction, direction, precision="highest")
 
 
-@eqx.filter_jit
+@jitted
 def _hessian_product(function, theta, vector):
     return jax.jvp(jax.grad(function), (theta,), (vector,))[1]
 
 
-@eqx.filter_jit
+@jitted
 def _jacobian_product(function, theta, vector):
     return jax.jvp(function, (theta,), (vector,))[1]
 

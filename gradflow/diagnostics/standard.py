@@ -239,6 +239,7 @@ def lemma_3_4_residual(snap: Snapshot) -> Array:
     right = right + spherical / slope / rho**degree * spherical
     # The two terms of d(alpha tilde) cancel as the flow aligns; relative to them the
     # identity holds to rounding.
-    terms = (jnp.vdot(snap.direction, snap.direction) / slope) / rho**degree
+    square = jnp.vdot(snap.direction, snap.direction, precision="highest")
+    terms = (square / slope) / rho**degree
     valid = snap.log_risk < problem.loss.log_loss(jnp.zeros_like(rho))
     return jnp.where(valid, jnp.abs(left - right) / terms, jnp.nan)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from scipy.interpolate import PchipInterpolator
 from scipy.special import softmax
 
+from .._compile import jitted
 from .._losses import AbstractLoss
 from .._problem import Problem
 from .common import need_degree, point
@@ -127,6 +128,6 @@ def integrated_multipliers(
     return rate.antiderivative()(s)
 
 
-@eqx.filter_jit
+@jitted
 def _log_loss_and_slope(loss, margins):
     return loss.log_loss(margins), loss.log_slope(margins)

@@ -14,11 +14,12 @@ from .layers import Dense, Signal, apply, output
 
 
 def _check_widths(widths):
-    whole = all(isinstance(w, int | np.integer) and w >= 1 for w in widths)
-    if len(widths) < 2 or not whole:
+    several = np.ndim(widths) == 1 and len(widths) >= 2
+    whole = several and all(isinstance(w, int | np.integer) for w in widths)
+    if not whole or min(widths) < 1:
         raise ValueError(
             f"`widths` must hold at least two positive whole numbers, from the input "
-            f"to the output; got {tuple(widths)}."
+            f"to the output; got {widths}."
         )
 
 

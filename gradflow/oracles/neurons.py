@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.optimize import linprog
 
+from .._compile import jitted
 from .._problem import Problem
 
 
@@ -83,7 +84,7 @@ def neuron_program(
     return NeuronProgram(best, least, least - best, margin, s, shares, q, features)
 
 
-@eqx.filter_jit
+@jitted
 def _margins_alone(problem, theta, masks):
     return jax.lax.map(lambda mask: problem.margins(theta * mask), masks)
 

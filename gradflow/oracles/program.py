@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from .._compile import jitted
 from .._losses import CrossEntropy
 from .._problem import Problem
 from .switches import hidden_kinks, switches
@@ -93,7 +94,7 @@ class MarginProgram(eqx.Module):
         return np.eye(len(u)) - np.asarray(_hessian(self, *args))
 
 
-@eqx.filter_jit
+@jitted
 def _evaluate(program, u):
     """Constraints, switches and the gradients of both, compiled together."""
 
@@ -110,7 +111,7 @@ def _switches(program, u):
     return z if program.moving is None else z[program.moving]
 
 
-@eqx.filter_jit
+@jitted
 def _hessian(program, u, multipliers, switch_multipliers):
     def weighted(u):
         z = _switches(program, u)

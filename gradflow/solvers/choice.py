@@ -3,10 +3,10 @@
 import math
 
 import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from .._compile import jitted
 from .deflated import DeflatedRKC2
 from .dual import DualRodas5P
 from .rosenbrock import Rodas5P
@@ -41,7 +41,7 @@ def is_linear(problem) -> bool:
     return problem.degree in (1, None) and bool(_additive(problem))
 
 
-@eqx.filter_jit
+@jitted
 def _additive(problem):
     """Whether outputs change with two random moves by the sum of what each does."""
     theta = problem.theta
