@@ -136,7 +136,7 @@ CONVOLUTIONAL = {
 @pytest.mark.parametrize("name", CONVOLUTIONAL)
 def test_convolutional_families(name):
     make, shape, layers = CONVOLUTIONAL[name]
-    x, y = jax.random.uniform(jax.random.key(1), (4, *shape)), jnp.arange(4) % 2
+    x, y = jax.random.normal(jax.random.key(1), (4, *shape)), jnp.arange(4) % 2
     problem = gf.Problem(make(), x, y, homogeneous=layers is not None)
     # The explicit solver compiles in half the time. Stability limits its steps, and at
     # the default tolerance certificates fail.
