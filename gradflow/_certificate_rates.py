@@ -6,8 +6,7 @@
 import numpy as np
 
 from ._check import Check, after_separation, near
-from ._compile import jitted
-from .diagnostics.support import direction_norm
+from .diagnostics.support import direction_norm, log_loss_and_slope
 
 
 def norm_rate(traj, final) -> Check | None:
@@ -24,7 +23,7 @@ def norm_rate(traj, final) -> Check | None:
         return None
     s, (rho, cosine, beta, alpha) = traj.s[decade], (traj[n][decade] for n in names)
     degree = final.problem.degree
-    slope = np.asarray(_log_slope(final.problem.loss, alpha))
+    slope = np.asarray(log_loss_and_slope(final.problem.loss, alpha)[1])
     expected = 1 / degree
     slopes = s * cosine**2 / (degree * beta * slope)
     tolerance = np.max(np.abs(slopes - expected)) + 10 * traj.config["rtol"]
@@ -73,8 +72,3 @@ def _rate(name, value, expected, tolerance) -> Check | None:
         return None  # Too early: this power could not be told from others.
     source = "Lyu and Li, Corollary A.11"
     return near(name, value, expected, tolerance, source)
-
-
-@jitted
-def _log_slope(loss, margins):
-    return loss.log_slope(margins)

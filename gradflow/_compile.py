@@ -26,15 +26,20 @@ _ONCE = {
 
 
 def jitted(function: Callable) -> Any:
-    """`eqx.filter_jit` in the full precision of dtypes: accelerators would round
-    float32 factors of matrix products and convolutions to ten or eight bits."""
+    """`eqx.filter_jit` in the full precision of dtypes."""
+    return eqx.filter_jit(_precise(function))
+
+
+def _precise(function: Callable) -> Callable:
+    """Traced in full precision: accelerators would round float32 factors of matrix
+    products and convolutions to ten or eight bits."""
 
     @functools.wraps(function)
     def precise(*args, **kwargs):
         with jax.default_matmul_precision("highest"):
             return function(*args, **kwargs)
 
-    return eqx.filter_jit(precise)
+    return precise
 
 
 class Interrupt:
@@ -74,8 +79,7 @@ def compiled(
             filled = [next(given) if leaf is None else leaf for leaf in constants]
             return function(*jtu.tree_unflatten(treedef, filled))
 
-        with jax.default_matmul_precision("highest"):  # As in `jitted`.
-            lowered = jax.jit(flat).lower(_arrays(leaves))
+        lowered = jax.jit(_precise(flat)).lower(_arrays(leaves))
         quick = once and jax.default_backend() == "cpu"
         return _awaited(
             (lambda: _quickly(lowered)) if quick else lowered.compile, interrupt, 0.0

@@ -117,7 +117,7 @@ def _smoothed_margin(problem, at, theta):
 
 def _log_risk_time_field(problem, theta):
     _, direction = problem.log_risk_and_direction(theta)
-    return direction / jnp.vdot(direction, direction, precision="highest")
+    return direction / jnp.vdot(direction, direction)
 
 
 @jitted

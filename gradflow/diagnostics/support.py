@@ -121,7 +121,7 @@ def integrated_multipliers(
         raise ValueError(
             "`s` must increase from one saved point to the next; leave out repetitions."
         )
-    log_loss, slope = _log_loss_and_slope(loss, jnp.asarray(margins))
+    log_loss, slope = log_loss_and_slope(loss, jnp.asarray(margins))
     weight = softmax(np.asarray(log_loss, np.float64), axis=1)
     weight = weight * np.asarray(slope, np.float64)
     rate = PchipInterpolator(s, weight / norm[:, None] ** 2, axis=0)
@@ -129,5 +129,6 @@ def integrated_multipliers(
 
 
 @jitted
-def _log_loss_and_slope(loss, margins):
+def log_loss_and_slope(loss, margins):
+    r"""$\ln\ell$ and $-(\ln\ell)'$ at each margin, compiled."""
     return loss.log_loss(margins), loss.log_slope(margins)
